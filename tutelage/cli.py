@@ -1,0 +1,222 @@
+"""The `tutelage` command: parse, call, print. It refuses to hold any rule, and imports nothing heavy before it is needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tutelage import __version__
+from tutelage.errors import TutelageError
+from tutelage.settings import Home
+
+Rows = list[dict[str, Any]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 refused or failed with a message, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except TutelageError as error:
+        print(f"tutelage: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("tutelage: interrupted; everything that was started has been ended", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="tutelage", description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--version", action="version", version=f"tutelage {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = _command(commands, "demo", _demo, "run the whole loop on real input and report")
+    demo.add_argument("--traffic", nargs="+", type=Path, metavar="FILE", help='your own log, JSONL of {"prompt", "label", "domain"?}')
+    demo.add_argument("--report", type=Path, default=None, metavar="FILE", help="write the report as JSON here, and as HTML beside it")
+    demo.add_argument("--seed", type=int, default=7)
+    demo.add_argument("--per-domain", type=int, default=None, metavar="N", help="requests of each domain before the cycle")
+
+    serve = _command(commands, "serve", _serve, "gateway, local tier, PostgreSQL and Valkey on this machine")
+    serve.add_argument("--config", metavar="DIR", help="configuration folder (default: TUTELAGE_CONFIG, this home's config, or configs)")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8080)
+    serve.add_argument("--workers", type=int, default=1)
+
+    _command(commands, "stop", _stop, "end whatever a killed serve or demo left behind")
+    _command(commands, "ui", _ui, "start (or find) and print the Prefect and MLflow UIs")
+    evolve = _command(commands, "evolve", _evolve, "run an evolution cycle now")
+    evolve.add_argument("--once", action="store_true", help="one cycle (the default)")
+    evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
+    evolve.add_argument("--take-over", action="store_true", help="first give up cycles that a crash left running")
+    evolve.add_argument("--config", metavar="DIR")
+    _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
+
+    _listing(commands, "status", "tiers, students, gaps and spend", "status")
+    _listing(commands, "students", "every version of every student", "students")
+    _listing(commands, "promotions", "the promotion ledger", "promotions")
+    _listing(commands, "gaps", "the gaps of the newest cycle", "gaps")
+    _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
+    _tenants(commands)
+    _keys(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Any], help_text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
+    parser.add_argument("--home", metavar="DIR", help="state folder (default: TUTELAGE_HOME or .tutelage)")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _listing(commands: Any, name: str, help_text: str, operation: str) -> None:
+    parser = _command(commands, name, _operate, help_text)
+    parser.add_argument("--json", action="store_true")
+    parser.set_defaults(operation=operation)
+
+
+def _tenants(commands: Any) -> None:
+    parser = commands.add_parser("tenants", help="create and list tenants")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    create = _command(actions, "create", _operate, "create a tenant and its first key, shown once")
+    create.add_argument("name")
+    create.add_argument("--tier", choices=("free", "pro", "enterprise"), default="free")
+    create.add_argument("--json", action="store_true")
+    create.set_defaults(operation="create_tenant")
+    _listing(actions, "list", "list tenants", "tenants")
+
+
+def _keys(commands: Any) -> None:
+    parser = commands.add_parser("keys", help="create, rotate, revoke and list keys")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    create = _command(actions, "create", _operate, "a new key of a tenant, or of an operator; shown once")
+    create.add_argument("tenant", nargs="?")
+    create.add_argument("--operator", choices=("admin", "billing", "viewer"), metavar="ROLE")
+    create.set_defaults(operation="create_key")
+    rotate = _command(actions, "rotate", _operate, "a new key beside an old one, which ends after the overlap")
+    rotate.add_argument("key_id")
+    rotate.add_argument("--overlap", default="1h", metavar="TIME", help="such as 90s, 30m, 1h, 2d")
+    rotate.set_defaults(operation="rotate_key")
+    revoke = _command(actions, "revoke", _operate, "end a key now")
+    revoke.add_argument("key_id")
+    revoke.set_defaults(operation="revoke_key")
+    for action in (create, rotate, revoke):
+        action.add_argument("--json", action="store_true")
+    _listing(actions, "list", "list keys, never their secrets", "keys")
+
+
+# --- commands --------------------------------------------------------------------------------------------------------
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from tutelage.fleet import processes
+    from tutelage.fleet.local import Local
+    from tutelage.telemetry import log_to_stderr
+
+    log_to_stderr()
+    processes.on_terminate_raise()
+    home = Home.from_environment(arguments.home)
+    config = home.config_dir(arguments.config)
+    local = Local(home, config_dir=config, host=arguments.host, port=arguments.port, workers=arguments.workers, say=_say)
+    with local:
+        _say(f"serving {local.url}/v1 with {config}; state in {home.root}; stop with Ctrl-C")
+        local.watch()
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from tutelage.demo.run import demo
+    from tutelage.fleet import processes
+
+    processes.on_terminate_raise()
+    home = Home.from_environment(arguments.home)
+    return demo(home, traffic=arguments.traffic, report=arguments.report, seed=arguments.seed, per_domain=arguments.per_domain)
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    from tutelage.fleet.local import stop_all
+
+    home = Home.from_environment(arguments.home)
+    ended = stop_all(home)
+    _say(f"ended {', '.join(ended)}" if ended else f"nothing of {home.root} is running")
+
+
+def _ui(arguments: argparse.Namespace) -> None:
+    from tutelage.fleet.consoles import start
+
+    for name, url in start(Home.from_environment(arguments.home)).items():
+        print(f"{name:8} {url}")
+
+
+def _evolve(arguments: argparse.Namespace) -> int:
+    from tutelage.fleet import processes
+
+    processes.on_terminate_raise()
+    home = Home.from_environment(arguments.home)
+    command = processes.python("-m", "flows.evolve", "--config", str(home.config_dir(arguments.config)))
+    command += ["--tenant", arguments.tenant] if arguments.tenant else []
+    command += ["--take-over"] if arguments.take_over else []
+    return processes.run_attached(home, "evolve", command)
+
+
+def _env(arguments: argparse.Namespace) -> None:
+    for name, value in Home.from_environment(arguments.home).environment().items():
+        print(f"export {name}={shlex.quote(value)}")
+
+
+def _operate(arguments: argparse.Namespace) -> None:
+    from tutelage import operations
+
+    home = Home.from_environment(arguments.home)
+    result = operations.run(home, arguments.operation, arguments)
+    if arguments.json:
+        print(json.dumps(result, default=str))
+    elif isinstance(result, list):
+        _table(result)
+    else:
+        _describe(result)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    print(f"tutelage: {text}", flush=True)
+
+
+def _table(rows: Rows) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not rows:
+        _say("nothing yet")
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _describe(record: dict[str, Any]) -> None:
+    for name, value in record.items():
+        if isinstance(value, list):
+            print(f"\n{name}")
+            _table(value)
+        else:
+            print(f"{name:12} {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The one error tree. Each class knows its HTTP status and its OpenAI error `type` and `code`.
+
+To add one: subclass `TutelageError`, set `status`, `type` and `code`, and write the message so that it says what was wrong,
+what is allowed and what to do next. It refuses to know where an error is shown: the gateway and the command line decide.
+"""
+
+from __future__ import annotations
+
+
+class TutelageError(Exception):
+    """Base of every error a user may see; `message` is safe to show."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The OpenAI error object."""
+        return {"error": {"message": self.message, "type": self.type, "code": self.code, "param": self.param}}
+
+
+class InvalidRequest(TutelageError, ValueError):
+    """The request cannot be understood or asks for what does not exist here."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "body_too_large"
+
+
+class Unauthenticated(TutelageError):
+    """No key, a malformed key, an unknown, expired or revoked key."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class Forbidden(TutelageError):
+    """The key is known and may not do this."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class NotFound(TutelageError, LookupError):
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class Unavailable(TutelageError):
+    """Nothing that may answer can answer now; trying again later can help."""
+
+    status = 503
+    type = "service_unavailable_error"
+    code = "unavailable"
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = 5) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+
+
+class BackendFailed(Unavailable):
+    """One model behind the gateway failed; the pipeline turns it into a fallback or a 503."""
+
+    code = "upstream_unavailable"
+
+
+class BackendRefused(TutelageError):
+    """A model behind the gateway answered 4xx: the client's request is at fault, another try gives the same."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "upstream_rejected"
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status
+
+
+class ConfigInvalid(TutelageError, ValueError):
+    """A file under the configuration folder does not parse; every fault in it is listed at once."""
+
+    code = "config_invalid"
+
+
+class PromotionConflict(TutelageError):
+    """Somebody else moved the champion pointer since it was read; read again and decide again."""
+
+    status = 409
+    code = "promotion_conflict"
+
+
+class EngineFailed(TutelageError):
+    """An embedded server (PostgreSQL, Valkey, a tier) did not start or did not become ready."""
+
+    status = 503
+    code = "engine_failed"
+
+
+class AdapterRejected(TutelageError, ValueError):
+    """An adapter file that may not be loaded: wrong digest, foreign base, unsafe format, not finite."""
+
+    status = 422
+    type = "invalid_request_error"
+    code = "adapter_rejected"
+
+
+class TrafficUnreadable(TutelageError, ValueError):
+    """A row of a traffic or data file cannot be read; the message names file, line and what is expected."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "traffic_unreadable"

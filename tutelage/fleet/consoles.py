@@ -1,0 +1,70 @@
+"""The Prefect and MLflow web pages of one home: start or find them. It refuses to know what they show."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import httpx
+
+from tutelage.errors import EngineFailed
+from tutelage.fleet import processes
+from tutelage.settings import Home
+
+READY_SECONDS = 180.0
+
+
+def start(home: Home) -> dict[str, str]:
+    """URLs by name. Raises EngineFailed when one does not come up."""
+    ports = {"prefect": _port(4200), "mlflow": _port(5000)}
+    store = home.environment()["MLFLOW_TRACKING_URI"]
+    commands = {
+        "prefect": ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(ports["prefect"])],
+        "mlflow": ["-m", "mlflow", "server", "--backend-store-uri", store, "--host", "127.0.0.1", "--port", str(ports["mlflow"])],
+    }
+    commands["mlflow"] += ["--workers", "1", "--artifacts-destination", str(home.root / "mlflow" / "artifacts")]
+    paths = {"prefect": "/api/health", "mlflow": "/health"}
+    urls = {}
+    for name, arguments in commands.items():
+        urls[name] = _running(home, name) or _begin(home, name, arguments, ports[name])
+    for name, url in urls.items():
+        _wait(home, name, url + paths[name])
+    return urls
+
+
+def _running(home: Home, name: str) -> str | None:
+    process = processes.find(home, f"ui-{name}")
+    if process is None:
+        return None
+    command = process.cmdline()
+    return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+
+def _begin(home: Home, name: str, arguments: Sequence[str], port: int) -> str:
+    processes.start(home, f"ui-{name}", processes.python(*arguments))
+    return f"http://127.0.0.1:{port}"
+
+
+def _wait(home: Home, name: str, url: str) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while True:
+        with suppress(httpx.HTTPError):
+            if httpx.get(url, timeout=2).status_code == 200:
+                return
+        if processes.find(home, f"ui-{name}") is None or time.monotonic() > deadline:
+            raise EngineFailed(f"the {name} UI did not start; read {home.logs / f'ui-{name}.log'}")
+        time.sleep(0.5)
+
+
+def _port(usual: int) -> int:
+    """The usual port, or any free one when it is taken."""
+    for port in (usual, 0):
+        with socket.socket() as probe, suppress(OSError):
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise EngineFailed("no free port on 127.0.0.1")

@@ -1,0 +1,87 @@
+"""The nouns every part shares, as small frozen records. It refuses to know where they are stored or who reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+Tier = Literal["student", "ta", "teacher"]
+CacheState = Literal["hit-exact", "miss", "bypass"]
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """Who pays: every interaction, key, domain and student belongs to exactly one."""
+
+    id: str
+    name: str
+    tier: str
+    status: str = "active"
+
+
+@dataclass(frozen=True)
+class Key:
+    """An API key as stored: the secret itself is never kept, only its keyed hash."""
+
+    id: str
+    tenant_id: str | None
+    role: str | None
+    hash: bytes
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try of a student or base model at a request, served or not; costs are micro-dollars."""
+
+    model: str
+    tier: Tier
+    digest: str | None
+    answer: str
+    score: float | None
+    confidence: float | None
+    accepted: bool
+    reason: str
+    cost_microusd: int
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """One answered request, as recorded before the reply is acknowledged."""
+
+    request_id: str
+    tenant_id: str
+    key_id: str
+    created_at: datetime
+    messages: list[dict[str, Any]]
+    prompt_hash: bytes
+    answer: str
+    model: str
+    tier: Tier
+    route: str
+    reason: str
+    cache: CacheState
+    domain: str | None
+    given_domain: str | None
+    confidence: float | None
+    finish_reason: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_estimated: bool
+    cost_microusd: int
+    latency_ms: int
+    embedding: bytes | None = None
+    attempts: tuple[Attempt, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """A user's verdict on one interaction: `score` in 0..1, `label` the right answer if they gave it."""
+
+    request_id: str
+    tenant_id: str
+    score: float
+    label: str | None
+    comment: str | None

@@ -1,0 +1,206 @@
+"""Where state and configuration live, and the one strict loader of the YAML files under the configuration folder.
+
+Values only: this module refuses to open connections, create folders on import or read the environment more than once a call.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tutelage.errors import ConfigInvalid
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+class Strict(BaseModel):
+    """Base of every configuration record: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+class Price(Strict):
+    """List price in US dollars per million tokens."""
+
+    input_per_mtok: float = Field(ge=0)
+    output_per_mtok: float = Field(ge=0)
+
+
+class ModelEntry(Strict):
+    """One model behind the gateway. `recorded` answers from a JSONL of prompt and answer, for demos and backtests only."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
+    tier: Literal["student", "ta", "teacher"] = "teacher"
+    kind: Literal["openai", "bento", "recorded"]
+    base_url: str | None = None
+    model: str | None = None
+    api_key_env: str | None = None
+    path: str | None = None
+    price: Price | None = None
+    domains: tuple[str, ...] = ()
+    timeout_seconds: float = Field(default=60.0, gt=0)
+
+    @model_validator(mode="after")
+    def _where(self) -> ModelEntry:
+        if self.kind == "recorded" and not self.path:
+            raise ValueError(f"model {self.name!r} is `recorded` and needs `path`: a JSONL file of prompt and answer")
+        if self.kind != "recorded" and not self.base_url:
+            raise ValueError(f"model {self.name!r} is `{self.kind}` and needs `base_url`, such as https://api.openai.com/v1")
+        return self
+
+
+class ModelsSettings(Strict):
+    models: tuple[ModelEntry, ...] = ()
+
+    @model_validator(mode="after")
+    def _unique(self) -> ModelsSettings:
+        names = [m.name for m in self.models]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"model names must be unique; given twice: {', '.join(twice)}")
+        return self
+
+
+class GatewaySettings(Strict):
+    """How the gateway holds a request. Times in seconds, sizes in bytes."""
+
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0)
+    cache_ttl_seconds: int = Field(default=3600, ge=0)
+    cache_deadline_seconds: float = Field(default=0.05, gt=0)
+    snapshot_seconds: float = Field(default=0.5, gt=0)
+    record_flush_seconds: float = Field(default=0.003, ge=0)
+    record_batch_rows: int = Field(default=200, gt=0)
+    record_deadline_seconds: float = Field(default=10.0, gt=0)
+
+
+class RoutingSettings(Strict):
+    """`threshold`: calibrated probability of being right from which a student's answer is served."""
+
+    threshold: float = Field(default=0.85, gt=0, le=1)
+    max_student_tokens: int = Field(default=64, gt=0)
+
+
+class TierSettings(Strict):
+    """The local tier service: one base, many adapters. `threads` 0 means all cores."""
+
+    port: int = Field(default=3300, ge=0, le=65535)
+    threads: int = Field(default=0, ge=0)
+    max_batch: int = Field(default=16, ge=1)
+    core_hour_usd: float = Field(default=0.04, ge=0)
+    timeout_seconds: float = Field(default=120.0, gt=0)
+
+
+def load(kind: type[SettingsT], config_dir: Path) -> SettingsT:
+    """The settings of one module from its YAML (`GatewaySettings` reads `gateway.yaml`); defaults when there is no file.
+
+    Raises:
+        ConfigInvalid: the file is not YAML, or any key in it is unknown or has a wrong value; all faults are listed.
+    """
+    path = config_dir / f"{kind.__name__.removesuffix('Settings').lower()}.yaml"
+    if not path.exists():
+        return kind()
+    try:
+        values: Any = yaml.safe_load(path.read_text()) or {}
+        return kind.model_validate(values)
+    except yaml.YAMLError as broken:
+        raise ConfigInvalid(f"{path} is not valid YAML: {broken}") from broken
+    except ValidationError as broken:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r:.80})" for e in broken.errors())
+        raise ConfigInvalid(f"{path}: {faults}") from broken
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder that holds all state of one installation (`TUTELAGE_HOME`)."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls, explicit: str | None = None) -> Home:
+        """`explicit`, else `TUTELAGE_HOME`, else `.tutelage` under the current folder; created when missing."""
+        root = Path(explicit or os.environ.get("TUTELAGE_HOME") or ".tutelage").expanduser().resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        return cls(root)
+
+    def folder(self, name: str) -> Path:
+        """A folder under home, created when missing."""
+        path = self.root / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    @property
+    def students(self) -> Path:
+        return self.folder("students")
+
+    @property
+    def models(self) -> Path:
+        return self.folder("models")
+
+    @property
+    def logs(self) -> Path:
+        return self.folder("logs")
+
+    @property
+    def run(self) -> Path:
+        return self.folder("run")
+
+    def secret(self, name: str) -> str:
+        """A random secret of this installation, made once and readable by its owner only; `TUTELAGE_<NAME>` wins."""
+        given = os.environ.get(f"TUTELAGE_{name.upper()}")
+        if given:
+            return given
+        path = self.folder("secrets") / name
+        if not path.exists():
+            descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+            # link, not rename: the first of two processes wins and both read the same secret
+            try:
+                os.link(path.with_suffix(".new"), path)
+            except FileExistsError:
+                pass
+            finally:
+                path.with_suffix(".new").unlink(missing_ok=True)
+        return path.read_text().strip()
+
+    def config_dir(self, explicit: str | None = None) -> Path:
+        """`explicit`, else `TUTELAGE_CONFIG`, else this home's own `config/` (a demo leaves one), else the checkout's `configs/`."""
+        for candidate in (explicit, os.environ.get("TUTELAGE_CONFIG")):
+            if candidate:
+                path = Path(candidate).expanduser().resolve()
+                if not path.is_dir():
+                    raise ConfigInvalid(f"the configuration folder {path} does not exist; give a folder that holds models.yaml")
+                return path
+        own = self.root / "config"
+        return own if own.is_dir() else CHECKOUT / "configs"
+
+    def environment(self) -> dict[str, str]:
+        """What Prefect, MLflow, BentoML and DVC must see to share this home; telemetry off, no model hub."""
+        return {
+            "TUTELAGE_HOME": str(self.root),
+            "PREFECT_HOME": str(self.folder("prefect")),
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self.folder('mlflow') / 'mlflow.db'}",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            "BENTOML_HOME": str(self.folder("bentoml")),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "DVC_NO_ANALYTICS": "1",
+            "DVC_SITE_CACHE_DIR": str(self.folder("dvc")),
+            "ITERATIVE_DO_NOT_TRACK": "1",
+            "DO_NOT_TRACK": "true",
+            "HF_HUB_OFFLINE": "1",
+            # spinning OpenMP threads of two processes on few cores cost a factor of ten
+            "OMP_WAIT_POLICY": "PASSIVE",
+        }

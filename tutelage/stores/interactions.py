@@ -1,0 +1,187 @@
+"""Interactions and feedback: written together every few milliseconds, each writer released once its row is durable.
+
+It refuses to know what an answer is worth; it keeps what was said.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from tutelage.errors import NotFound, Unavailable
+from tutelage.records import Attempt, Feedback, Interaction
+from tutelage.stores.database import Pool
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "request_id", "tenant_id", "key_id", "created_at", "messages", "prompt_hash", "answer", "model", "tier", "route", "reason", "cache",
+    "domain", "given_domain", "confidence", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd",
+    "latency_ms", "embedding",
+)  # fmt: skip
+ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "accepted", "reason", "cost_microusd")
+INSERT = f"insert into interactions ({', '.join(COLUMNS)}) values ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608 - constants
+INSERT_ATTEMPT = (
+    f"insert into attempts (request_id, position, {', '.join(ATTEMPT_COLUMNS)}) "  # noqa: S608 - constants
+    f"values ({', '.join(f'${i + 1}' for i in range(len(ATTEMPT_COLUMNS) + 2))})"
+)
+
+
+class Recorder:
+    """Group commit: rows of concurrent requests go to PostgreSQL in one transaction, with one flush to disk for all.
+
+    `synchronous_commit` stays on, so `record` returns only when the row survives a power cut.
+    """
+
+    def __init__(self, pool: Pool, *, flush_seconds: float, batch_rows: int, deadline_seconds: float) -> None:
+        self._pool = pool
+        self._flush = flush_seconds
+        self._batch = batch_rows
+        self._deadline = deadline_seconds
+        self._queue: asyncio.Queue[tuple[Interaction, asyncio.Future[None]]] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """Write what is queued, then end."""
+        if self._task:
+            await self._queue.join()
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def record(self, interaction: Interaction) -> None:
+        """Returns when the interaction is durable. Raises Unavailable when the database did not take it in time."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((interaction, done))
+        try:
+            await asyncio.wait_for(asyncio.shield(done), self._deadline)
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
+            done.cancel()
+            raise Unavailable("the answer could not be recorded durably, so it is not given; try again shortly") from broken
+
+    async def _run(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            await asyncio.sleep(self._flush)
+            while len(batch) < self._batch and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            # a caller that gave up was told so: writing its row now would record an answer nobody got
+            await self._settle([entry for entry in batch if not entry[1].done()])
+            for _ in batch:
+                self._queue.task_done()
+
+    async def _settle(self, batch: list[tuple[Interaction, asyncio.Future[None]]]) -> None:
+        """Write a batch and tell every waiter how it went."""
+        failure: BaseException | None = None
+        try:
+            await self._write([interaction for interaction, _ in batch])
+        except Exception as broken:  # whatever it was, every waiter must hear of it
+            log.warning("recording %d interactions failed: %r", len(batch), broken)
+            failure = broken if isinstance(broken, OSError | asyncpg.PostgresError) else OSError(repr(broken))
+        for _, done in batch:
+            if done.done():
+                continue
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+                done.exception()  # a waiter that left meanwhile must not make asyncio complain
+
+    async def _write(self, interactions: Sequence[Interaction]) -> None:
+        if not interactions:
+            return
+        attempts = [
+            (i.request_id, position, *(getattr(attempt, c) for c in ATTEMPT_COLUMNS))
+            for i in interactions
+            for position, attempt in enumerate(i.attempts)
+        ]
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.executemany(INSERT, [tuple(getattr(i, c) for c in COLUMNS) for i in interactions])
+            if attempts:
+                await connection.executemany(INSERT_ATTEMPT, attempts)
+
+
+async def add_feedback(pool: Pool, feedback: Feedback) -> None:
+    """Raises NotFound when the tenant has no such interaction (another tenant's looks the same as none)."""
+    created = await pool.fetchval(
+        "insert into feedback (request_id, tenant_id, score, label, comment) "
+        "select request_id, tenant_id, $3, $4, $5 from interactions where request_id = $1 and tenant_id = $2 returning id",
+        feedback.request_id,
+        feedback.tenant_id,
+        feedback.score,
+        feedback.label,
+        feedback.comment,
+    )
+    if created is None:
+        raise NotFound(
+            f"no interaction {feedback.request_id!r}; use the x-request-id of a reply to this tenant",
+            param="request_id",
+        )
+
+
+async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None) -> list[dict[str, Any]]:
+    """The newest `limit` interactions of a tenant, oldest first, each with its latest feedback (`score`, `label`) and its attempts."""
+    rows = await pool.fetch(
+        """
+        select i.*, f.score as feedback_score, f.label as feedback_label
+        from (select * from interactions where tenant_id = $1 and ($3::timestamptz is null or created_at >= $3)
+              order by created_at desc, request_id limit $2) i
+        left join lateral (select score, label from feedback where request_id = i.request_id order by id desc limit 1) f on true
+        order by i.created_at, i.request_id
+        """,
+        tenant_id,
+        limit,
+        since,
+    )
+    tried = await pool.fetch(
+        f"select request_id, {', '.join(ATTEMPT_COLUMNS)} from attempts where request_id = any($1) order by request_id, position",  # noqa: S608
+        [row["request_id"] for row in rows],
+    )
+    attempts: dict[str, list[Attempt]] = {}
+    for row in tried:
+        attempts.setdefault(row["request_id"], []).append(Attempt(**{c: row[c] for c in ATTEMPT_COLUMNS}))
+    return [{**row, "attempts": attempts.get(row["request_id"], [])} for row in rows]
+
+
+async def set_routing(pool: Pool, rows: Sequence[tuple[str, str | None, bytes]]) -> None:
+    """Write (request_id, domain, embedding) found after the fact, by the evolution cycle."""
+    await pool.executemany("update interactions set domain = $2, embedding = $3 where request_id = $1", rows)
+
+
+async def spend(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
+    """Requests and micro-dollars by tenant, tier and model; `tenant_id` None means all tenants."""
+    rows = await pool.fetch(
+        """
+        select tenant_id, tier, model, count(*)::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
+               sum(cost_microusd)::bigint as cost_microusd
+        from interactions where $1::text is null or tenant_id = $1
+        group by tenant_id, tier, model order by tenant_id, tier, model
+        """,
+        tenant_id,
+    )
+    return [dict(row) for row in rows]
+
+
+async def usage(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
+    """The billing listing: one row a tenant, key, model, domain and UTC day."""
+    rows = await pool.fetch(
+        """
+        select tenant_id, key_id, model, coalesce(domain, '') as domain, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD') as day,
+               count(*)::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
+               sum(prompt_tokens)::bigint as prompt_tokens, sum(completion_tokens)::bigint as completion_tokens,
+               sum(cost_microusd)::bigint as cost_microusd
+        from interactions where $1::text is null or tenant_id = $1
+        group by 1, 2, 3, 4, 5 order by 5, 1, 2, 3, 4
+        """,
+        tenant_id,
+    )
+    return [dict(row) for row in rows]

@@ -1,0 +1,228 @@
+"""Domains, students, their versions and the promotion ledger.
+
+The ledger is append-only and moved by compare-and-set: the sequence number a decision was read at must still be the last one.
+MLflow shows the same facts to people; this ledger is what routing believes. It refuses to know how a verdict is reached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import asyncpg
+
+from tutelage.errors import InvalidRequest, PromotionConflict
+from tutelage.records import Tier
+from tutelage.stores.database import Pool
+from tutelage.stores.tenants import bump
+
+Action = Literal["promote", "keep", "refuse", "rollback"]
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Who answers a domain now, and the ledger sequence that says so (0: nothing decided yet)."""
+
+    sequence: int = 0
+    student: str | None = None
+    version: int | None = None
+    tier: Tier | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One line of the promotion ledger; `champion` is the pointer after it."""
+
+    tenant_id: str
+    domain: str
+    action: Action
+    student: str
+    version: int
+    champion: Pointer
+    reason: str
+    evidence: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A version that answers a domain: what the gateway routes to and the tier must hold."""
+
+    tenant_id: str
+    domain: str
+    student: str
+    version: int
+    tier: Tier
+    path: str
+    digest: str
+    calibrator: dict[str, Any]
+
+    @property
+    def adapter(self) -> str:
+        return adapter_name(self.student, self.version)
+
+
+def adapter_name(student: str, version: int) -> str:
+    """The name under which a tier knows one version of a student."""
+    return f"{student}.v{version}"
+
+
+async def save_domains(pool: Pool, tenant_id: str, records: Sequence[dict[str, Any]]) -> None:
+    """Replace the tenant's domains; each record carries its `name`."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("delete from domains where tenant_id = $1", tenant_id)
+        await connection.executemany(
+            "insert into domains (tenant_id, name, record) values ($1, $2, $3)",
+            [(tenant_id, r["name"], r) for r in records],
+        )
+        await bump(connection)
+
+
+async def read_domains(pool: Pool) -> dict[str, list[dict[str, Any]]]:
+    """Domain records by tenant id."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in await pool.fetch("select tenant_id, record from domains order by tenant_id, name"):
+        found.setdefault(row["tenant_id"], []).append(row["record"])
+    return found
+
+
+async def open_cycle(pool: Pool, cycle_id: str, tenant_id: str) -> None:
+    """Raises InvalidRequest when this tenant's cycle is running already."""
+    try:
+        await pool.execute("insert into cycles (id, tenant_id) values ($1, $2)", cycle_id, tenant_id)
+    except asyncpg.UniqueViolationError as running:
+        raise InvalidRequest(
+            f"an evolution cycle of {tenant_id} is running; wait for it, or after a crash run: tutelage evolve --once --take-over"
+        ) from running
+
+
+async def abandon_cycles(pool: Pool, tenant_id: str) -> int:
+    """Mark cycles that a crash left running as failed; how many there were."""
+    rows = await pool.fetch(
+        "update cycles set status = 'failed', finished_at = now() where tenant_id = $1 and status = 'running' returning id",
+        tenant_id,
+    )
+    return len(rows)
+
+
+async def close_cycle(pool: Pool, cycle_id: str, *, status: str, summary: dict[str, Any]) -> None:
+    await pool.execute("update cycles set status = $2, finished_at = now(), summary = $3 where id = $1", cycle_id, status, summary)
+
+
+async def save_gaps(pool: Pool, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Rows of (cycle_id, tenant_id, domain, requests, failure_rate, cost_microusd, priority, decision, reason)."""
+    await pool.executemany("insert into gaps values ($1, $2, $3, $4, $5, $6, $7, $8, $9)", rows)
+
+
+async def last_gaps(pool: Pool) -> list[dict[str, Any]]:
+    """The gaps of every tenant's newest finished or running cycle."""
+    rows = await pool.fetch(
+        "select g.* from gaps g join (select distinct on (tenant_id) id from cycles order by tenant_id, started_at desc) c "
+        "on c.id = g.cycle_id order by g.tenant_id, g.priority desc"
+    )
+    return [dict(row) for row in rows]
+
+
+async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str) -> int:
+    """Register the next version of the domain's student and return its number; `folder` holds `{version}`."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(
+            "insert into students (name, tenant_id, domain) values ($1, $2, $3) on conflict (name) do nothing",
+            student,
+            tenant_id,
+            domain,
+        )
+        version: int = await connection.fetchval("select coalesce(max(version), 0) + 1 from versions where student = $1", student)
+        await connection.execute(
+            "insert into versions (student, version, cycle_id, status, path) values ($1, $2, $3, 'training', $4)",
+            student,
+            version,
+            cycle_id,
+            folder.format(version=version),
+        )
+        return version
+
+
+async def complete_version(pool: Pool, student: str, version: int, **facts: Any) -> None:
+    """Set any of status, digest, base_fingerprint, calibrator, evidence, reason, mlflow_version, bento."""
+    allowed = ("status", "digest", "base_fingerprint", "calibrator", "evidence", "reason", "mlflow_version", "bento")
+    unknown = sorted(set(facts) - set(allowed))
+    if unknown:
+        raise ValueError(f"a version has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+    names = list(facts)
+    sets = ", ".join(f"{name} = ${position + 3}" for position, name in enumerate(names))
+    await pool.execute(
+        f"update versions set {sets} where student = $1 and version = $2",  # noqa: S608 - column names checked above
+        student,
+        version,
+        *(facts[name] for name in names),
+    )
+
+
+async def pointer(pool: Pool, tenant_id: str, domain: str) -> Pointer:
+    row = await pool.fetchrow(
+        "select sequence, champion_student as student, champion_version as version, champion_tier as tier from promotions "
+        "where tenant_id = $1 and domain = $2 order by sequence desc limit 1",
+        tenant_id,
+        domain,
+    )
+    return Pointer(**row) if row else Pointer()
+
+
+async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
+    """Append a decision if the ledger still ends at `expected`, and wake the gateways.
+
+    Raises:
+        PromotionConflict: another decision came first; read the pointer and judge again.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        try:
+            # the primary key is the compare-and-set: two writers that read the same end cannot both append
+            moved = await connection.fetchval(
+                "insert into promotions select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 where $3 - 1 = "
+                "(select coalesce(max(sequence), 0) from promotions where tenant_id = $1 and domain = $2) returning sequence",
+                decision.tenant_id,
+                decision.domain,
+                expected + 1,
+                decision.action,
+                decision.student,
+                decision.version,
+                decision.champion.student,
+                decision.champion.version,
+                decision.champion.tier,
+                decision.reason,
+                decision.evidence,
+            )
+        except asyncpg.UniqueViolationError:
+            moved = None
+        if moved is None:
+            raise PromotionConflict(
+                f"the champion of {decision.domain!r} moved since sequence {expected}; read it again and decide on what is there now"
+            )
+        await bump(connection)
+    return Pointer(moved, decision.champion.student, decision.champion.version, decision.champion.tier)
+
+
+async def champions(pool: Pool) -> list[Champion]:
+    """Every version that answers a domain now, all tenants."""
+    rows = await pool.fetch(
+        """
+        select p.tenant_id, p.domain, v.student, v.version, p.champion_tier as tier, v.path, v.digest, v.calibrator
+        from (select distinct on (tenant_id, domain) * from promotions order by tenant_id, domain, sequence desc) p
+        join versions v on v.student = p.champion_student and v.version = p.champion_version
+        order by p.tenant_id, p.domain
+        """
+    )
+    return [Champion(**row) for row in rows]
+
+
+async def list_versions(pool: Pool) -> list[dict[str, Any]]:
+    rows = await pool.fetch(
+        "select s.tenant_id, s.domain, v.student, v.version, v.status, v.digest, v.reason, v.mlflow_version, v.bento, v.evidence, v.path, "
+        "v.created_at from versions v join students s on s.name = v.student order by s.tenant_id, s.domain, v.version"
+    )
+    return [dict(row) for row in rows]
+
+
+async def list_promotions(pool: Pool) -> list[dict[str, Any]]:
+    return [dict(row) for row in await pool.fetch("select * from promotions order by created_at, tenant_id, domain, sequence")]
