@@ -1,0 +1,448 @@
+"""The gateway over HTTP with the official client, on a real PostgreSQL and Valkey; models behind it are fake servers on real ports."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import yaml
+from fakes import FakeModelServer
+
+from tutelage.fleet import engines
+from tutelage.gateway import app as gateway
+from tutelage.operations import add_tenant
+from tutelage.routing.confidence import Calibrator
+from tutelage.routing.domains import discover
+from tutelage.routing.encoder import Encoder
+from tutelage.settings import Home
+from tutelage.stores import registry, tenants
+from tutelage.stores.database import Pool
+from tutelage.stores.registry import Decision, Pointer
+
+ASK: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+SUMS = [f"What is {a} + {b}?" for a in range(2, 12) for b in range(2, 8)]
+THINGS = ["rose", "leaf", "sky", "lemon", "coal", "snow", "plum", "cherry", "tomato", "carrot"]
+COLOURS = [f"Name the colour of a {thing}." for thing in THINGS for _ in range(6)]
+
+
+@dataclass
+class Running:
+    """A gateway in this process, a key of its tenant, and clients that speak to it."""
+
+    http: httpx.AsyncClient
+    client: openai.AsyncOpenAI
+    key: str
+    tenant_id: str
+    pool: Pool
+    teacher: FakeModelServer
+    student: FakeModelServer
+    app: Any
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeModelServer]:
+    with FakeModelServer("4") as server:
+        yield server
+
+
+@pytest.fixture
+def student() -> Iterator[FakeModelServer]:
+    with FakeModelServer("four", logprob=-0.01, fingerprint="digest-1") as server:
+        yield server
+
+
+def configure(folder: Path, teachers: list[dict[str, Any]], **gateway_settings: Any) -> Path:
+    (folder / "models.yaml").write_text(yaml.safe_dump({"models": teachers}))
+    (folder / "gateway.yaml").write_text(yaml.safe_dump({"snapshot_seconds": 0.05, **gateway_settings}))
+    return folder
+
+
+def entry(server: FakeModelServer, name: str = "big", **more: Any) -> dict[str, Any]:
+    price = {"input_per_mtok": 2.5, "output_per_mtok": 10.0}
+    return {"name": name, "kind": "openai", "base_url": f"{server.url}/v1", "price": price, **more}
+
+
+@asynccontextmanager
+async def serving(home: Home, config: Path, servers: engines.Engines, database_url: str, tier_url: str) -> AsyncIterator[Any]:
+    app = gateway.build(home, config_dir=config, database_url=database_url, valkey_url=servers.valkey_url, tier_url=tier_url)
+    async with app.router.lifespan_context(app):
+        yield app
+
+
+@pytest.fixture
+async def running(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer
+) -> AsyncIterator[Running]:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    config = configure(home.folder("config"), [entry(teacher)], max_body_bytes=20_000)
+    async with serving(home, config, servers, database_url, student.url) as app:
+        pool = app.state.pool
+        made = await add_tenant(pool, home.secret("pepper"), name="acme", tier="pro")
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as http:
+            http.headers["authorization"] = f"Bearer {made['key']}"
+            client = openai.AsyncOpenAI(api_key=made["key"], base_url="http://gateway/v1", http_client=http, max_retries=0)
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            yield Running(http, client, made["key"], made["tenant_id"], pool, teacher, student, app)
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
+    for _ in range(int(seconds / 0.02)):
+        if holds():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not become so in time")
+
+
+async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200) -> None:
+    """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
+    texts = SUMS + COLOURS
+    found = discover(Encoder(encoder).encode(texts), texts, labels=["sums"] * len(SUMS) + ["colours"] * len(COLOURS), seed=0)
+    await registry.save_domains(running.pool, running.tenant_id, [d.to_dict() for d in found])
+    await registry.open_cycle(running.pool, "c1", running.tenant_id)
+    await registry.spawn(
+        running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
+    )
+    calibrator = Calibrator("platt", n, a=1.0, b=0.0).to_dict()
+    await registry.complete_version(running.pool, "acme-sums", 1, status="ta", digest="digest-1", calibrator=calibrator, evidence={"n": 1})
+    champion = Pointer(1, "acme-sums", 1, tier)  # type: ignore[arg-type]
+    decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})
+    await registry.decide(running.pool, decision, expected=0)
+    await until(lambda: bool(running.app.state.watcher.current.view(running.tenant_id).students))
+
+
+async def rows(running: Running) -> list[dict[str, Any]]:
+    return [dict(r) for r in await running.pool.fetch("select * from interactions order by created_at")]
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_official_client_gets_the_teachers_answer_and_the_interaction_is_recorded(running: Running) -> None:
+    raw = await running.client.chat.completions.with_raw_response.create(**ASK)
+    reply = raw.parse()
+
+    assert reply.choices[0].message.content == "4"
+    assert reply.usage is not None
+    assert (reply.usage.prompt_tokens, reply.usage.completion_tokens) == (10, 2)
+    assert raw.headers["x-tutelage-tier"] == "teacher"
+    assert raw.headers["x-tutelage-cache"] == "miss"
+    assert float(raw.headers["x-tutelage-cost-usd"]) == pytest.approx(10 * 2.5e-6 + 2 * 10e-6)
+    (row,) = await rows(running)
+    assert (row["request_id"], row["answer"], row["cost_microusd"]) == (raw.headers["x-request-id"], "4", 45)
+
+
+async def test_a_stream_says_the_same_in_pieces_and_is_recorded_before_it_ends(running: Running) -> None:
+    running.teacher.answer = "forty-two"
+    stream = await running.client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == "forty-two"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == 2
+    (row,) = await rows(running)
+    assert (row["request_id"], row["answer"]) == (chunks[0].id, "forty-two")
+
+
+async def test_a_stream_that_breaks_off_ends_in_a_typed_error_and_never_in_done(running: Running) -> None:
+    running.teacher.answer, running.teacher.break_after = "forty-two", 3
+    response = await running.http.post("/v1/chat/completions", json={**ASK, "stream": True})
+
+    events = [line for line in response.text.splitlines() if line]
+    assert "[DONE]" not in response.text
+    assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == "upstream_unavailable"
+    assert await rows(running) == []
+
+
+async def test_the_same_request_again_is_a_hit_that_costs_nothing_and_counts_as_an_interaction(running: Running) -> None:
+    first = await running.http.post("/v1/chat/completions", json=ASK)
+    again = await running.http.post("/v1/chat/completions", json=ASK)
+    streamed = await running.client.chat.completions.create(**ASK, stream=True)
+
+    assert (first.headers["x-tutelage-cache"], again.headers["x-tutelage-cache"]) == ("miss", "hit-exact")
+    assert again.json()["choices"] == first.json()["choices"]
+    assert float(again.headers["x-tutelage-cost-usd"]) == 0
+    assert "".join([c.choices[0].delta.content or "" async for c in streamed if c.choices]) == "4"
+    assert len(running.teacher.requests) == 1
+    assert [r["cache"] for r in await rows(running)] == ["miss", "hit-exact", "hit-exact"]
+
+
+async def test_a_header_or_a_temperature_keeps_an_answer_out_of_the_cache(running: Running) -> None:
+    for _ in range(2):
+        bypassed = await running.http.post("/v1/chat/completions", json=ASK, headers={"x-tutelage-cache": "bypass"})
+        sampled = await running.http.post("/v1/chat/completions", json={**ASK, "temperature": 0.7})
+        assert {bypassed.headers["x-tutelage-cache"], sampled.headers["x-tutelage-cache"]} == {"bypass"}
+    assert len(running.teacher.requests) == 4
+
+
+async def test_two_tenants_never_share_a_cached_answer(running: Running, home: Home) -> None:
+    await running.http.post("/v1/chat/completions", json=ASK)
+    other = await add_tenant(running.pool, home.secret("pepper"), name="other", tier="free")
+    await until(lambda: other["key_id"] in running.app.state.watcher.current.keys)
+    response = await running.http.post("/v1/chat/completions", json=ASK, headers={"authorization": f"Bearer {other['key']}"})
+
+    assert response.headers["x-tutelage-cache"] == "miss"
+
+
+# --- the cascade -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_sure_student_answers_alone(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.json()["choices"][0]["message"]["content"] == "four"
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert response.headers["x-tutelage-domain"] == "sums"
+    assert float(response.headers["x-tutelage-confidence"]) > 0.85
+    assert response.json()["choices"][0]["logprobs"] is None, "the client did not ask for them"
+    assert running.teacher.requests == []
+
+
+async def test_an_unsure_student_is_overruled_by_the_teacher_and_its_attempt_is_kept(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -1.0
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.json()["choices"][0]["message"]["content"] == "4"
+    assert (response.headers["x-tutelage-tier"], response.headers["x-tutelage-route"]) == ("teacher", "cascade")
+    attempts = await running.pool.fetch("select answer, accepted, confidence from attempts")
+    assert [(a["answer"], a["accepted"]) for a in attempts] == [("four", False)]
+
+
+async def test_an_answer_of_another_version_than_the_one_in_charge_is_never_served(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.fingerprint = "digest-of-yesterday"
+
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).headers["x-tutelage-tier"] == "teacher"
+
+
+async def test_a_domain_without_a_student_and_a_label_that_says_so_go_to_the_teacher(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    other = {**ASK, "messages": [{"role": "user", "content": COLOURS[0]}]}
+    labelled = {**ASK, "metadata": {"domain": "colours"}}
+
+    for body in (other, labelled):
+        response = await running.http.post("/v1/chat/completions", json=body)
+        assert (response.headers["x-tutelage-domain"], response.headers["x-tutelage-tier"]) == ("colours", "teacher")
+
+
+async def test_when_the_student_cannot_be_reached_the_teacher_answers(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.status = 500
+
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).headers["x-tutelage-tier"] == "teacher"
+
+
+async def test_when_the_teacher_is_down_a_promoted_student_answers_what_it_can(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.teacher.status, running.student.logprob = 503, -1.0
+    served = await running.http.post("/v1/chat/completions", json=ASK)
+    refused = await running.http.post("/v1/chat/completions", json={**ASK, "messages": [{"role": "user", "content": COLOURS[0]}]})
+
+    assert (served.status_code, served.headers["x-tutelage-route"]) == (200, "cascade-degraded")
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert refused.json()["error"]["code"] == "unavailable"
+
+
+async def test_when_the_teacher_is_down_a_mere_student_does_not_answer_what_it_is_unsure_of(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, tier="student")
+    running.teacher.status, running.student.logprob = 503, -1.0
+
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 503
+
+
+async def test_a_streamed_cascade_gives_the_judged_answer(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    stream = await running.client.chat.completions.create(**ASK, stream=True)
+
+    assert "".join([c.choices[0].delta.content or "" async for c in stream if c.choices]) == "four"
+
+
+async def test_a_change_of_champion_is_not_answered_from_the_old_cache(running: Running, encoder: Path) -> None:
+    await running.http.post("/v1/chat/completions", json=ASK)
+    await promote(running, encoder)
+
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).headers["x-tutelage-cache"] == "miss"
+
+
+@pytest.mark.parametrize(("model", "tier"), [("big", "teacher"), ("teacher", "teacher"), ("acme-sums", "ta"), ("ta", "ta")])
+async def test_a_model_or_tier_can_be_asked_for_by_name(running: Running, encoder: Path, model: str, tier: str) -> None:
+    await promote(running, encoder)
+    response = await running.http.post("/v1/chat/completions", json={**ASK, "model": model})
+
+    assert (response.status_code, response.headers["x-tutelage-tier"], response.headers["x-tutelage-route"]) == (200, tier, "direct")
+    assert model in [m.id for m in (await running.client.models.list()).data]
+
+
+async def test_a_second_teacher_takes_over_from_a_dead_one(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer
+) -> None:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    dead = {"name": "dead", "kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
+    config = configure(home.folder("config"), [dead, entry(teacher)])
+    async with serving(home, config, servers, database_url, "http://127.0.0.1:9") as app:
+        made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+        await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://g", headers={"authorization": f"Bearer {made['key']}"}) as http:
+            whole = await http.post("/v1/chat/completions", json=ASK)
+            streamed = await http.post("/v1/chat/completions", json={**ASK, "stream": True})
+
+    assert whole.headers["x-tutelage-model"] == "big"
+    assert streamed.text.rstrip().endswith("[DONE]")
+
+
+async def test_missing_usage_is_estimated_and_marked_so(running: Running) -> None:
+    running.teacher.usage = False
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.json()["usage"]["prompt_tokens"] > 5
+    assert (await rows(running))[0]["tokens_estimated"]
+
+
+# --- keys and bad input ----------------------------------------------------------------------------------------------
+
+
+async def test_unknown_malformed_missing_and_operator_keys_are_401(running: Running, home: Home) -> None:
+    from tutelage.gateway.keys import mint
+    from tutelage.records import Key
+
+    stranger, operator = mint(home.secret("pepper")), mint(home.secret("pepper"))
+    await tenants.add_key(running.pool, Key(operator.id, None, "admin", operator.hash, None, None))
+    await until(lambda: operator.id in running.app.state.watcher.current.keys)
+    for header in ("", "Basic abc", "Bearer nonsense", f"Bearer {running.key[:-1]}x", f"Bearer {stranger.text}", f"Bearer {operator.text}"):
+        response = await running.http.post("/v1/chat/completions", json=ASK, headers={"authorization": header})
+        assert response.status_code == 401, header
+        assert response.json()["error"]["code"] == "invalid_api_key"
+    assert running.teacher.requests == []
+
+
+async def test_a_revoked_key_stops_working_within_a_moment(running: Running) -> None:
+    from datetime import UTC, datetime
+
+    await tenants.end_key(running.pool, running.key.split("_")[2], at=datetime.now(UTC), revoke=True)
+    await asyncio.sleep(0.3)
+
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"{not json", "body"),
+        (b"[]", "body"),
+        (b'{"model": "auto"}', "messages"),
+        (b'{"model": "auto", "messages": []}', "messages"),
+        (b'{"model": 7, "messages": [{"role": "user", "content": "x"}]}', "model"),
+        (b'{"model": "auto", "messages": [{"role": "wizard", "content": "x"}]}', "messages.0.role"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "temperature": 9}', "temperature"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}', "max_tokens"),
+        (b'{"model": "auto", "messages": [{"role": "user", "content": ""}]}', "messages"),
+    ],
+)
+async def test_a_body_that_cannot_be_right_is_400_and_names_the_field(running: Running, body: bytes, param: str) -> None:
+    response = await running.http.post("/v1/chat/completions", content=body)
+
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+
+async def test_unknown_model_oversized_body_unknown_path_and_wrong_method_are_4xx_in_openais_shape(running: Running) -> None:
+    model = await running.http.post("/v1/chat/completions", json={**ASK, "model": "gpt-99"})
+    large = await running.http.post("/v1/chat/completions", json={**ASK, "user": "x" * 30_000})
+    path = await running.http.get("/v1/nothing")
+    method = await running.http.get("/v1/chat/completions")
+
+    assert [r.status_code for r in (model, large, path, method)] == [404, 413, 404, 405]
+    assert model.json()["error"]["code"] == "model_not_found"
+    assert "auto" in model.json()["error"]["message"]
+    assert all(set(r.json()["error"]) == {"message", "type", "code", "param"} for r in (model, large, path, method))
+
+
+async def test_a_request_the_teacher_rejects_is_the_clients_fault_not_an_outage(running: Running) -> None:
+    running.teacher.status = 422
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "upstream_rejected")
+    assert len(running.teacher.requests) == 1
+
+
+async def test_the_teachers_own_credentials_failing_is_an_outage_that_names_no_secret(running: Running) -> None:
+    running.teacher.status = 401
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.status_code == 503
+    assert "fake failure" not in response.text
+
+
+async def test_a_temporary_failure_is_tried_once_more(running: Running) -> None:
+    running.teacher.status = 500
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 503
+    assert len(running.teacher.requests) == 2
+
+
+# --- feedback, health, metrics -----------------------------------------------------------------------------------------
+
+
+async def test_feedback_is_kept_and_feedback_on_a_strangers_request_is_404(running: Running) -> None:
+    request_id = (await running.http.post("/v1/chat/completions", json=ASK)).headers["x-request-id"]
+    kept = await running.http.post("/v1/feedback", json={"request_id": request_id, "score": 1, "label": "4"})
+    stranger = await running.http.post("/v1/feedback", json={"request_id": "nobody's", "score": 1})
+    wrong = await running.http.post("/v1/feedback", json={"request_id": request_id, "score": 3})
+
+    assert [r.status_code for r in (kept, stranger, wrong)] == [200, 404, 400]
+    assert await running.pool.fetchval("select label from feedback where request_id = $1", request_id) == "4"
+
+
+async def test_health_metrics_and_the_api_description_answer_without_a_key(running: Running) -> None:
+    await running.http.post("/v1/chat/completions", json=ASK)
+    running.http.headers.pop("authorization")
+    live, ready, metrics, described = [
+        await running.http.get(path) for path in ("/health/live", "/health/ready", "/metrics", "/openapi.json")
+    ]
+
+    assert [r.status_code for r in (live, ready, metrics, described)] == [200] * 4
+    assert 'tutelage_requests_total{cache="miss",route="always-teacher",tier="teacher"} 1.0' in metrics.text
+    assert "/v1/chat/completions" in described.json()["paths"]
+
+
+async def test_a_dead_cache_is_a_miss_and_never_an_error(home: Home, encoder: Path, database_url: str, teacher: FakeModelServer) -> None:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    nowhere = engines.Engines(database_url, "unix:///nowhere.sock")
+    async with serving(home, configure(home.folder("config"), [entry(teacher)]), nowhere, database_url, "http://127.0.0.1:9") as app:
+        made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+        await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://g", headers={"authorization": f"Bearer {made['key']}"}) as http:
+            response = await http.post("/v1/chat/completions", json=ASK)
+
+    assert (response.status_code, response.headers["x-tutelage-cache"]) == (200, "miss")
+
+
+async def test_embeddings_of_placed_requests_are_kept_for_the_cycle(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    await running.http.post("/v1/chat/completions", json=ASK)
+
+    stored = np.frombuffer((await rows(running))[0]["embedding"], dtype=np.float32)
+    assert stored == pytest.approx(Encoder(encoder).encode(["What is 2 + 2?"])[0], abs=1e-5)
+
+
+async def test_a_pool_to_a_lost_database_refuses_rather_than_acknowledge(running: Running) -> None:
+    await running.pool.execute("alter table interactions rename to gone")
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.status_code == 503
+    assert "recorded" in response.json()["error"]["message"]

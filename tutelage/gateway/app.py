@@ -1,0 +1,214 @@
+"""The ASGI app: HTTP in, HTTP out, errors in OpenAI's shape. It refuses to know how a request is answered (`pipeline.py`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+
+from tutelage import __version__
+from tutelage.errors import BodyTooLarge, InvalidRequest, NotFound, TutelageError
+from tutelage.fleet import backends
+from tutelage.gateway import openai
+from tutelage.gateway.cache import ExactCache
+from tutelage.gateway.pipeline import TIERS, Caller, Models, Options, Pipeline
+from tutelage.gateway.snapshot import Watcher
+from tutelage.records import Feedback
+from tutelage.routing.encoder import Encoder
+from tutelage.settings import GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
+from tutelage.stores.database import open_pool
+from tutelage.stores.interactions import Recorder, add_feedback
+from tutelage.telemetry import Metrics, log_to_stderr
+
+log = logging.getLogger(__name__)
+
+
+def create() -> FastAPI:
+    """The app as a server process starts it; everything comes from the environment set by `tutelage serve`."""
+    log_to_stderr()
+    home = Home.from_environment()
+    return build(
+        home,
+        config_dir=home.config_dir(),
+        database_url=os.environ["TUTELAGE_DATABASE_URL"],
+        valkey_url=os.environ["TUTELAGE_VALKEY_URL"],
+        tier_url=os.environ.get("TUTELAGE_TIER_URL"),
+    )
+
+
+def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, tier_url: str | None) -> FastAPI:
+    """The one place where a gateway worker is wired together."""
+    settings, routing = load(GatewaySettings, config_dir), load(RoutingSettings, config_dir)
+    tier, configured = load(TierSettings, config_dir), load(ModelsSettings, config_dir)
+    metrics, secret = Metrics(), home.secret("pepper")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        pool = await open_pool(database_url)
+        client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
+        encoder = Encoder(home.models / "encoder", threads=1)
+        cache = ExactCache(valkey_url, ttl_seconds=settings.cache_ttl_seconds, deadline_seconds=settings.cache_deadline_seconds)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=routing.threshold)
+        recorder = Recorder(
+            pool,
+            flush_seconds=settings.record_flush_seconds,
+            batch_rows=settings.record_batch_rows,
+            deadline_seconds=settings.record_deadline_seconds,
+        )
+
+        def adapter(name: str) -> backends.OpenAIBackend:
+            return backends.OpenAIBackend(
+                name,
+                client,
+                base_url=f"{tier_url or 'http://127.0.0.1:9'}/v1",
+                model=name,
+                api_key=None,
+                price=None,
+                timeout_seconds=tier.timeout_seconds,
+                count_tokens=encoder.count_tokens,
+                core_hour_usd=tier.core_hour_usd,
+            )
+
+        models = Models(
+            tuple((entry, backends.build(entry, client, count_tokens=encoder.count_tokens)) for entry in configured.models), adapter
+        )
+        app.state.pool, app.state.watcher, app.state.models = pool, watcher, models
+        app.state.pipeline = Pipeline(
+            watcher=watcher, cache=cache, recorder=recorder, encoder=encoder, models=models, routing=routing, secret=secret, metrics=metrics
+        )
+        await watcher.start()
+        recorder.start()
+        yield
+        await watcher.stop()
+        await recorder.stop()
+        await cache.close()
+        await client.aclose()
+        await pool.close()
+
+    app = FastAPI(title="Tutelage", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.metrics, app.state.settings = metrics, settings
+    _answer_errors(app, metrics)
+    _add_routes(app)
+    return app
+
+
+def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
+    def respond(error: TutelageError) -> Response:
+        metrics.errors.labels(error.code).inc()
+        headers = {"retry-after": str(error.retry_after)} if error.retry_after is not None else {}
+        return JSONResponse(error.body(), status_code=error.status, headers=headers)
+
+    @app.exception_handler(TutelageError)
+    async def known(_: Request, error: TutelageError) -> Response:
+        return respond(error)
+
+    @app.exception_handler(HTTPException)
+    async def routing(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return respond(NotFound(f"no {request.method} {request.url.path} here; see /openapi.json"))
+        wrong = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
+        wrong.status = error.status_code
+        return respond(wrong)
+
+    @app.exception_handler(RequestValidationError)
+    async def malformed(_: Request, error: RequestValidationError) -> Response:
+        return respond(InvalidRequest(str(error.errors()[0]["msg"])))
+
+    @app.exception_handler(Exception)
+    async def unknown(_: Request, error: Exception) -> Response:
+        log.error("request failed", exc_info=error)
+        return respond(TutelageError("something went wrong on our side; the log has the details"))
+
+
+async def _body(request: Request) -> bytes:
+    """The whole body, refused as soon as it is known to be too large."""
+    limit = request.app.state.settings.max_body_bytes
+    declared = request.headers.get("content-length", "")
+    received = bytearray()
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(f"the body has {declared} bytes; at most {limit} are accepted")
+    async for piece in request.stream():
+        received += piece
+        if len(received) > limit:
+            raise BodyTooLarge(f"the body has more than the {limit} bytes that are accepted")
+    return bytes(received)
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """The request body for /openapi.json; bodies are parsed by hand so that errors keep OpenAI's shape."""
+    content = {"application/json": {"schema": kind.model_json_schema(ref_template="#/components/schemas/{model}")}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _add_routes(app: FastAPI) -> None:
+    def caller(request: Request) -> Caller:
+        pipeline: Pipeline = request.app.state.pipeline
+        return pipeline.authenticate(request.headers.get("authorization"))
+
+    @app.post("/v1/chat/completions", openapi_extra=_schema(openai.ChatRequest))
+    async def chat(request: Request) -> Response:
+        who = caller(request)
+        asked: openai.ChatRequest = openai.parse_body(openai.ChatRequest, await _body(request))
+        options = Options(
+            cache=request.headers.get("x-tutelage-cache", "").lower(), domain=request.headers.get("x-tutelage-domain") or None
+        )
+        pipeline: Pipeline = request.app.state.pipeline
+        if asked.stream:
+            headers, chunks = await pipeline.stream(asked, who, options)
+            return StreamingResponse(_events(chunks, request.app.state.metrics), media_type="text/event-stream", headers=headers)
+        reply = await pipeline.answer(asked, who, options)
+        return JSONResponse(reply.body, headers=reply.headers)
+
+    @app.get("/v1/models")
+    async def models(request: Request) -> dict[str, Any]:
+        who = caller(request)
+        view = request.app.state.watcher.current.view(who.tenant_id)
+        names = ["auto", *TIERS, *(entry.name for entry, _ in request.app.state.models.configured), *(s.name for s in view.students)]
+        return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "tutelage"} for n in names]}
+
+    @app.post("/v1/feedback", openapi_extra=_schema(openai.FeedbackRequest))
+    async def feedback(request: Request) -> dict[str, str]:
+        who = caller(request)
+        said: openai.FeedbackRequest = openai.parse_body(openai.FeedbackRequest, await _body(request))
+        await add_feedback(request.app.state.pool, Feedback(said.request_id, who.tenant_id, said.score, said.label, said.comment))
+        return {"object": "feedback", "request_id": said.request_id, "status": "recorded"}
+
+    _add_health(app)
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/health/ready")
+    async def ready(request: Request) -> Response:
+        known = request.app.state.watcher.ready
+        return JSONResponse({"status": "ready" if known else "starting"}, status_code=200 if known else 503)
+
+    @app.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        return Response(request.app.state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _events(chunks: AsyncIterator[dict[str, Any]], metrics: Metrics) -> AsyncIterator[bytes]:
+    """Server-sent events; a failure after the first byte ends in a typed error event and never in [DONE]."""
+    try:
+        async for chunk in chunks:
+            yield openai.event(chunk)
+        yield openai.DONE
+    except TutelageError as error:
+        metrics.errors.labels(error.code).inc()
+        yield openai.event(error.body())
+    except Exception:
+        log.exception("a stream failed")
+        yield openai.event(TutelageError("something went wrong on our side; the log has the details").body())

@@ -1,0 +1,138 @@
+"""The OpenAI wire format: what a client may send, and how replies, chunks and errors look.
+
+It refuses to know who answers. Fields it does not use are kept and passed on to the model that answers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tutelage.errors import InvalidRequest
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    type: str
+    text: str | None = None
+
+
+class Message(BaseModel):
+    """One message of a conversation; unknown fields (names, tool calls) are passed on."""
+
+    model_config = ConfigDict(extra="allow")
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[Part] | None = None
+
+
+class StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """`POST /v1/chat/completions`. Lengths and ranges are OpenAI's."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str = Field(min_length=1, max_length=256)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    n: int | None = Field(default=None, ge=1, le=128)
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    metadata: dict[str, str] | None = None
+
+    @field_validator("messages")
+    @classmethod
+    def _somebody_asks(cls, messages: list[Message]) -> list[Message]:
+        if all(m.content in (None, "", []) for m in messages):
+            raise ValueError("at least one message must have content")
+        return messages
+
+    def conversation(self) -> list[dict[str, Any]]:
+        return [m.model_dump(exclude_none=True) for m in self.messages]
+
+    def prompt(self) -> str:
+        """The text of the last user message (of all messages when there is none): what routing looks at."""
+        for message in reversed(self.messages):
+            if message.role == "user":
+                return text_of(message)
+        return "\n".join(text_of(m) for m in self.messages)
+
+    def shape(self) -> dict[str, Any]:
+        """Everything that shapes the answer, in one comparable value: the exact cache's key material."""
+        return self.model_dump(exclude={"stream", "stream_options", "metadata"}, exclude_none=True)
+
+
+class FeedbackRequest(BaseModel):
+    """`POST /v1/feedback`."""
+
+    model_config = ConfigDict(extra="forbid")
+    request_id: str = Field(min_length=1, max_length=128)
+    score: float = Field(ge=0, le=1)
+    label: str | None = Field(default=None, max_length=100_000)
+    comment: str | None = Field(default=None, max_length=10_000)
+
+
+def text_of(message: Message) -> str:
+    if isinstance(message.content, list):
+        return "\n".join(part.text or "" for part in message.content)
+    return message.content or ""
+
+
+def parse_body(kind: type[BaseModel], body: bytes) -> Any:
+    """Raises InvalidRequest naming the first wrong field, what was found there and what is expected."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as broken:
+        first = broken.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "body"
+        found = "" if first["type"] == "json_invalid" else f" (got {str(first['input'])[:80]!r})"
+        more = f"; and {len(broken.errors()) - 1} more" if len(broken.errors()) > 1 else ""
+        raise InvalidRequest(f"{where}: {first['msg']}{found}{more}", param=where) from broken
+
+
+def completion(request_id: str, *, created: int, model: str, answer: dict[str, Any], tokens: tuple[int, int]) -> dict[str, Any]:
+    """A `chat.completion` object around a model's own `choices`."""
+    return {
+        "id": request_id,
+        "object": "chat.completion",
+        "created": created,
+        "model": model,
+        "choices": answer["choices"],
+        "usage": {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)},
+        "system_fingerprint": answer.get("system_fingerprint"),
+    }
+
+
+def chunks_of(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A finished completion as the chunks a stream would have sent, ending with each choice's finish reason."""
+    frame = {k: whole[k] for k in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+    for choice in whole["choices"]:
+        message = {k: v for k, v in choice["message"].items() if v is not None}
+        yield frame | {"choices": [{"index": choice["index"], "delta": message, "finish_reason": None}]}
+    for choice in whole["choices"]:
+        yield frame | {"choices": [{"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}]}
+
+
+def usage_chunk(whole: dict[str, Any]) -> dict[str, Any]:
+    frame = {k: whole[k] for k in ("id", "created", "model")}
+    return frame | {"object": "chat.completion.chunk", "choices": [], "usage": whole["usage"]}
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"

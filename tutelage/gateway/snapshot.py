@@ -1,0 +1,124 @@
+"""What a gateway worker knows of the database: keys, tenants, domains and students, read in the background.
+
+Requests use the last snapshot and never wait for the database; when it is down, the last one keeps serving. It refuses to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+from dataclasses import dataclass, field
+
+import asyncpg
+
+from tutelage.errors import Unavailable
+from tutelage.records import Key, Tenant
+from tutelage.routing.confidence import Calibrator
+from tutelage.routing.domains import Domain, DomainIndex
+from tutelage.routing.policy import StudentSnapshot
+from tutelage.stores import registry, tenants
+from tutelage.stores.database import Pool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TenantView:
+    """One tenant's routing: its domains and the students that answer them. `generation` names the set of models."""
+
+    index: DomainIndex | None
+    students: tuple[StudentSnapshot, ...]
+    adapters: dict[str, str]  # student name -> adapter name on the tier
+    generation: str
+
+
+EMPTY = TenantView(None, (), {}, "")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    epoch: int = -1
+    keys: dict[str, Key] = field(default_factory=dict)
+    tenants: dict[str, Tenant] = field(default_factory=dict)
+    views: dict[str, TenantView] = field(default_factory=dict)
+
+    def view(self, tenant_id: str) -> TenantView:
+        return self.views.get(tenant_id, EMPTY)
+
+
+async def read(pool: Pool, *, threshold: float) -> Snapshot:
+    """A whole new snapshot. The epoch is read first, so a change made meanwhile is seen at the next look."""
+    epoch = await pool.fetchval("select value from epochs where topic = 'gateway'")
+    domains = await registry.read_domains(pool)
+    champions = await registry.champions(pool)
+    return Snapshot(
+        epoch=int(epoch),
+        keys={key.id: key for key in await tenants.list_keys(pool)},
+        tenants={tenant.id: tenant for tenant in await tenants.list_tenants(pool)},
+        views={
+            tenant_id: _view(
+                [Domain.from_dict(record) for record in domains.get(tenant_id, [])],
+                [c for c in champions if c.tenant_id == tenant_id],
+                threshold,
+            )
+            for tenant_id in {*domains, *(c.tenant_id for c in champions)}
+        },
+    )
+
+
+def _view(domains: list[Domain], champions: list[registry.Champion], threshold: float) -> TenantView:
+    students = tuple(
+        StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold) for c in champions
+    )
+    names = "\n".join(sorted(c.digest for c in champions))
+    return TenantView(
+        DomainIndex(domains) if domains else None,
+        students,
+        {c.student: c.adapter for c in champions},
+        hashlib.sha256(names.encode()).hexdigest()[:16],
+    )
+
+
+class Watcher:
+    """Keeps `current` fresh: looks at the epoch every `seconds` and reads everything again when it moved."""
+
+    def __init__(self, pool: Pool, *, seconds: float, threshold: float) -> None:
+        self._pool = pool
+        self._seconds = seconds
+        self._threshold = threshold
+        self._task: asyncio.Task[None] | None = None
+        self._current: Snapshot | None = None
+
+    @property
+    def current(self) -> Snapshot:
+        """Raises Unavailable before the first snapshot: a store outage at start is 503, never 401."""
+        if self._current is None:
+            raise Unavailable("the gateway is starting and has not read its keys yet; try again shortly", retry_after=1)
+        return self._current
+
+    @property
+    def ready(self) -> bool:
+        return self._current is not None
+
+    async def start(self) -> None:
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            self._current = await read(self._pool, threshold=self._threshold)
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._seconds)
+            try:
+                epoch = await self._pool.fetchval("select value from epochs where topic = 'gateway'")
+                if self._current is None or epoch != self._current.epoch:
+                    self._current = await read(self._pool, threshold=self._threshold)
+            except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves
+                log.warning("snapshot not refreshed, the last one keeps serving: %r", failed)

@@ -1,0 +1,311 @@
+"""Find the domains in traffic, recognise them in new requests, and keep their names from cycle to cycle.
+
+A domain is a group of requests that resemble each other enough for one student to learn them. Works on sentence
+embeddings of length 1, so every similarity here is a cosine. Knows nothing of the encoder, of students or of outcomes.
+"""
+
+import base64
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# A word names a domain only when this share of its requests contains it: one customer's name must never become a label.
+MIN_TERM_SHARE = 0.2
+NAME_TERMS = 2
+
+
+@dataclass(frozen=True)
+class DiscoverySettings:
+    """What makes a group of requests a domain. Similarities are cosines of MiniLM embeddings.
+
+    The defaults were measured: tasks with a template of their own have mean similarities of 0.45 and more inside and
+    0.33 and less to each other; real headlines about one subject have 0.46 inside.
+    """
+
+    min_size: int = 30  # requests; fewer are no domain yet
+    min_share: float = 0.01  # of the requests looked at; less is not worth a student
+    min_similarity: float = 0.36  # mean similarity at which two groups still are one domain
+    part_size: int = 50  # requests for each centroid of a domain
+    max_parts: int = 16  # centroids of a domain
+    novel_percentile: float = 1.0  # of its own requests' similarities; less than this minus the margin is novel
+    novel_margin: float = 0.05
+    max_rows: int = 4000  # rows compared pairwise; more are sampled, because the cost is quadratic
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """A recognised kind of request.
+
+    `centroids` is float32 [parts, dimension], rows of length 1. A request belongs here when its similarity to the
+    nearest centroid is at least `threshold`. `size` counts the requests it was found in.
+    """
+
+    name: str
+    centroids: "np.ndarray"
+    size: int
+    threshold: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON values; centroids as base64 of little-endian float32."""
+        packed = base64.b64encode(self.centroids.astype("<f4").tobytes()).decode("ascii")
+        return {"name": self.name, "size": self.size, "threshold": self.threshold, "centroids": packed,
+                "dimension": self.centroids.shape[1]}  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Domain":
+        """The domain that `to_dict` described."""
+        import numpy as np
+
+        flat = np.frombuffer(base64.b64decode(fields["centroids"]), dtype="<f4").astype(np.float32)
+        return cls(fields["name"], flat.reshape(-1, fields["dimension"]), fields["size"], fields["threshold"])
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where a request belongs; `domain` is None when it resembles nothing known. `similarity` is to the nearest domain."""
+
+    domain: str | None
+    similarity: float
+    reason: str
+
+
+class DomainIndex:
+    """Looks up the domain of an embedding among the centroids of all domains."""
+
+    def __init__(self, domains: Sequence[Domain]) -> None:
+        import faiss
+        import numpy as np
+
+        self._domains = tuple(domains)
+        self._owner = np.repeat(np.arange(len(domains)), [len(domain.centroids) for domain in domains])
+        self._index = None
+        if domains:
+            self._index = faiss.IndexFlatIP(domains[0].centroids.shape[1])
+            self._index.add(np.concatenate([domain.centroids for domain in domains]).astype(np.float32))
+
+    def assign(self, embedding: "np.ndarray") -> Assignment:
+        """The domain of one embedding [dimension] of length 1."""
+        return self.assign_all(embedding[None, :])[0]
+
+    def assign_all(self, embeddings: "np.ndarray") -> list[Assignment]:
+        """The domain of each row of [n, dimension]."""
+        if self._index is None:
+            return [Assignment(None, 0.0, "no domain is known yet")] * len(embeddings)
+        similarities, centroids = self._index.search(embeddings, 1)
+        owners = self._owner[centroids[:, 0]]
+        return [_judge(self._domains[owner], float(similarity)) for owner, similarity in zip(owners, similarities[:, 0], strict=True)]
+
+
+def discover(
+    embeddings: "np.ndarray",
+    texts: Sequence[str],
+    *,
+    labels: Sequence[str | None],
+    seed: int,
+    settings: DiscoverySettings = DiscoverySettings(),  # noqa: B008 (frozen)
+) -> list[Domain]:
+    """Find domains in requests: embeddings float32 [n, dimension] of length 1, their texts, and labels where given.
+
+    Requests with the same label form one domain of that name, whatever its size. A request without one joins the
+    labelled domain it resembles, or forms a domain with its like; one that resembles too few others belongs to none.
+    Largest domain first. The result depends only on the arguments. Raises ValueError on unequal lengths.
+    """
+    if not len(embeddings) == len(texts) == len(labels):
+        raise ValueError(f"{len(embeddings)} embeddings, {len(texts)} texts, {len(labels)} labels; pass as many of each")
+    labelled = _labelled_groups(embeddings, labels, seed, settings)
+    taken = {row for rows in labelled.values() for row in rows}
+    rest = [row for row in range(len(texts)) if row not in taken]
+    found = _cluster(embeddings, rest, seed, settings)
+    named = dict(zip(_unique_slugs(labelled), labelled.values(), strict=True))
+    names = _term_names(texts, found, [*named.values(), *found], reserved=named)
+    named.update(zip(names, found, strict=True))
+    domains = [_describe(name, embeddings, rows, seed, settings) for name, rows in named.items()]
+    return sorted(domains, key=lambda domain: (-domain.size, domain.name))
+
+
+def match(old: Sequence[Domain], new: Sequence[Domain], *, keep: Collection[str] = ()) -> list[Domain]:
+    """Give new domains the names of the old ones they continue, so that students stay with their domain.
+
+    Each old name goes to at most one new domain, its most similar, and never to an unrelated one. Old domains named in
+    `keep` stay when nothing continues them: their students still serve, even if this cycle's traffic was too thin.
+    """
+    pairs = _pairs(old, new)
+    gone = [domain for i, domain in enumerate(old) if i not in pairs.values()]
+    used = {domain.name for domain in old}
+    renamed = []
+    for j, domain in enumerate(new):
+        name = old[pairs[j]].name if j in pairs else _unused(domain.name, used)
+        used.add(name)
+        renamed.append(replace(domain, name=name))
+    return [*renamed, *(domain for domain in gone if domain.name in keep)]
+
+
+SAME_DOMAIN = 0.8  # similarity of mean directions; measured 0.95 and more between samples of one task, 0.59 between tasks
+
+
+def _pairs(old: Sequence[Domain], new: Sequence[Domain]) -> dict[int, int]:
+    """New to old indices: the one-to-one matching with the largest total similarity, only where it is the same domain."""
+    from scipy.optimize import linear_sum_assignment
+
+    if not old or not new:
+        return {}
+    similarity = _directions(new) @ _directions(old).T
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    return {int(j): int(i) for j, i in zip(rows, columns, strict=True) if similarity[j, i] >= SAME_DOMAIN}
+
+
+def _directions(domains: Sequence[Domain]) -> "np.ndarray":
+    import numpy as np
+
+    return np.stack([_unit(domain.centroids.mean(axis=0)) for domain in domains])
+
+
+def _judge(domain: Domain, similarity: float) -> Assignment:
+    if similarity >= domain.threshold:
+        return Assignment(domain.name, similarity, f"similarity {similarity:.2f} to {domain.name}")
+    reason = f"novel: nearest is {domain.name} with similarity {similarity:.2f}, below its {domain.threshold:.2f}"
+    return Assignment(None, similarity, reason)
+
+
+def _labelled_groups(
+    embeddings: "np.ndarray", labels: Sequence[str | None], seed: int, settings: DiscoverySettings
+) -> dict[str, list[int]]:
+    """Rows by label; rows without a label join the label whose requests they resemble."""
+    groups: dict[str, list[int]] = {}
+    for row, label in enumerate(labels):
+        if label is not None:
+            groups.setdefault(label, []).append(row)
+    index = DomainIndex([_describe(label, embeddings, rows, seed, settings) for label, rows in groups.items()])
+    loose = [row for row, label in enumerate(labels) if label is None]
+    for row, assignment in zip(loose, index.assign_all(embeddings[loose]), strict=True):
+        if assignment.domain is not None:
+            groups[assignment.domain].append(row)
+    return groups
+
+
+def _cluster(embeddings: "np.ndarray", rows: Sequence[int], seed: int, settings: DiscoverySettings) -> list[list[int]]:
+    """Groups of rows that resemble each other, each large enough for a domain."""
+    least = max(settings.min_size, round(settings.min_share * len(rows)))
+    sampled = _sample(rows, settings.max_rows, seed)
+    enough = least * len(sampled) / len(rows) if rows else 0
+    cores = [part for part in _agglomerate(embeddings, sampled, settings.min_similarity) if len(part) >= enough]
+    index = DomainIndex([_describe(str(i), embeddings, core, seed, settings) for i, core in enumerate(cores)])
+    groups: dict[str, list[int]] = {}
+    for row, assignment in zip(rows, index.assign_all(embeddings[list(rows)]), strict=True):
+        if assignment.domain is not None:
+            groups.setdefault(assignment.domain, []).append(row)
+    return [group for group in groups.values() if len(group) >= least]
+
+
+def _agglomerate(embeddings: "np.ndarray", rows: Sequence[int], similarity: float) -> list[list[int]]:
+    """Merge the most similar groups while their mean similarity is at least `similarity`."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    if len(rows) < 2:
+        return [list(rows)] if rows else []
+    chosen = embeddings[list(rows)]
+    model = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1.0 - similarity
+    )
+    labels = model.fit_predict(1.0 - chosen @ chosen.T)  # ten times faster than metric="cosine"
+    groups: dict[int, list[int]] = {}
+    for row, group in zip(rows, labels, strict=True):
+        groups.setdefault(int(group), []).append(row)
+    return list(groups.values())
+
+
+def _describe(name: str, embeddings: "np.ndarray", rows: Sequence[int], seed: int, settings: DiscoverySettings) -> Domain:
+    """The centroids of a domain's parts, and the similarity below which a request is novel."""
+    import numpy as np
+
+    members = embeddings[list(rows)]
+    centroids = _parts(members, seed, settings)
+    threshold = settings.min_similarity
+    if len(rows) >= settings.min_size:  # fewer do not show how far a domain reaches
+        nearest = (members @ centroids.T).max(axis=1)
+        threshold = float(np.percentile(nearest, settings.novel_percentile)) - settings.novel_margin
+    return Domain(name, centroids, len(rows), threshold)
+
+
+def _parts(members: "np.ndarray", seed: int, settings: DiscoverySettings) -> "np.ndarray":
+    """Centroids [parts, dimension] of length 1 by spherical k-means: a broad domain needs several."""
+    import faiss
+
+    count = min(len(members) // settings.part_size, settings.max_parts)
+    if count < 2:
+        return _unit(members.mean(axis=0))[None, :]
+    model = faiss.Kmeans(members.shape[1], count, niter=20, spherical=True, seed=seed, min_points_per_centroid=1)
+    model.train(members)
+    centroids: np.ndarray = model.centroids
+    return centroids
+
+
+def _unit(vector: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    length = float(np.linalg.norm(vector))
+    return (vector / length if length > 0 else vector).astype(np.float32)
+
+
+def _sample(rows: Sequence[int], most: int, seed: int) -> list[int]:
+    import numpy as np
+
+    if len(rows) <= most:
+        return list(rows)
+    chosen = np.random.default_rng(seed).choice(len(rows), most, replace=False)
+    return [rows[i] for i in sorted(chosen)]
+
+
+def _term_names(
+    texts: Sequence[str], groups: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]], *, reserved: Iterable[str]
+) -> list[str]:
+    """A name for each group from the words that set it apart from its rivals (class-based TF-IDF)."""
+    used = set(reserved)
+    names = []
+    for number, (group, terms) in enumerate(zip(groups, _distinguishing_terms(texts, groups, rivals), strict=True), 1):
+        numeric = sum(any(c.isdigit() for c in texts[row]) for row in group) > len(group) / 2
+        name = _unused("-".join(terms) or ("numbers" if numeric else f"domain-{number}"), used)
+        used.add(name)
+        names.append(name)
+    return names
+
+
+def _distinguishing_terms(texts: Sequence[str], groups: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]]) -> list[list[str]]:
+    import numpy as np
+    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+
+    words = CountVectorizer(binary=True, stop_words="english", strip_accents="unicode", token_pattern=r"[A-Za-z]{3,20}", dtype=np.float32)
+    try:
+        counts = words.fit_transform([texts[row] for rows in rivals for row in rows])
+    except ValueError:  # nothing but stop words and numbers
+        return [[] for _ in groups]
+    vocabulary = words.get_feature_names_out()
+    ends = np.cumsum([0, *map(len, rivals)])
+    shares = np.stack([np.asarray(counts[a:b].mean(axis=0)).ravel() for a, b in zip(ends, ends[1:], strict=False)])
+    weights = TfidfTransformer(norm=None).fit_transform(shares).toarray()
+    weights[shares < MIN_TERM_SHARE] = 0.0
+    own = weights[len(rivals) - len(groups) :]
+    return [[str(vocabulary[i]) for i in np.argsort(-row, kind="stable")[:NAME_TERMS] if row[i] > 0] for row in own]
+
+
+def _unique_slugs(labels: Iterable[str]) -> list[str]:
+    used: set[str] = set()
+    slugs = []
+    for label in labels:
+        slug = _unused(re.sub(r"[^a-z0-9]+", "-", label.casefold()).strip("-")[:60] or "domain", used)
+        used.add(slug)
+        slugs.append(slug)
+    return slugs
+
+
+def _unused(name: str, used: Collection[str]) -> str:
+    """The name itself, or the first of name-2, name-3, … that is free."""
+    candidate, number = name, 1
+    while candidate in used:
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
