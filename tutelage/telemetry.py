@@ -49,4 +49,5 @@ class Metrics:
 def log_to_stderr(level: int = logging.INFO) -> None:
     """Called once at the top of a process."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

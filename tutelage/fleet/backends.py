@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -181,8 +181,7 @@ class RecordedBackend:
         self._count = count_tokens
 
     async def complete(self, payload: dict[str, Any]) -> Answer:
-        prompt = next((m.get("content") for m in reversed(payload["messages"]) if m["role"] == "user"), None)
-        text = self._answers.get(prompt) if isinstance(prompt, str) else None
+        text = self._answers.get(_conversation(payload["messages"]))
         if text is None:
             raise NotFound(f"{self.name} is a recording and holds no answer to this prompt; configure a real teacher in models.yaml")
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", "logprobs": None}
@@ -225,7 +224,7 @@ def build(entry: ModelEntry, client: httpx.AsyncClient, *, count_tokens: Callabl
 
 
 def read_recording(path: Path) -> dict[str, str]:
-    """Answers by prompt from a JSONL of {"prompt", "answer"} (or "label").
+    """Answers by conversation from a JSONL of {"prompt" or "messages", "answer" (or "label")}.
 
     Raises:
         ConfigInvalid: the file is missing, or names the line that is not such an object.
@@ -236,7 +235,8 @@ def read_recording(path: Path) -> dict[str, str]:
             for number, line in enumerate(file, start=1):
                 try:
                     row = json.loads(line)
-                    answers[str(row["prompt"])] = str(row["answer"] if "answer" in row else row["label"])
+                    asked = row["messages"] if "messages" in row else [{"role": "user", "content": str(row["prompt"])}]
+                    answers[_conversation(asked)] = str(row["answer"] if "answer" in row else row["label"])
                 except (ValueError, KeyError, TypeError) as broken:
                     raise ConfigInvalid(
                         f'{path}:{number}: expected a JSON object {{"prompt": …, "answer": …}}, found {line[:60]!r}'
@@ -244,6 +244,11 @@ def read_recording(path: Path) -> dict[str, str]:
     except OSError as missing:
         raise ConfigInvalid(f"the recording {path} cannot be read: {missing.strerror}; give `path` in models.yaml") from missing
     return answers
+
+
+def _conversation(messages: Sequence[dict[str, Any]]) -> str:
+    """Roles and contents, so that the same question after another conversation is another one."""
+    return json.dumps([[m["role"], m.get("content")] for m in messages], ensure_ascii=False)
 
 
 def count_prompt(count: Callable[[str], int], payload: dict[str, Any]) -> int:

@@ -4,6 +4,8 @@ A `Calibrator` is learned from verified outcomes of one student in one domain. T
 students or where outcomes are stored; `policy` compares, this only measures.
 """
 
+from __future__ import annotations
+
 import bisect
 import math
 from collections.abc import Mapping, Sequence
@@ -61,7 +63,7 @@ class Calibrator:
         return asdict(self) | {"scores": list(self.scores), "probabilities": list(self.probabilities)}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Calibrator":
+    def from_dict(cls, fields: Mapping[str, Any]) -> Calibrator:
         """The calibrator that `to_dict` described. Raises TypeError on a missing or unknown field."""
         points = {name: tuple(fields.get(name, ())) for name in ("scores", "probabilities")}
         return cls(**{**fields, **points})

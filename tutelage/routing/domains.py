@@ -4,18 +4,24 @@ A domain is a group of requests that resemble each other enough for one student 
 embeddings of length 1, so every similarity here is a cosine. Knows nothing of the encoder, of students or of outcomes.
 """
 
+from __future__ import annotations
+
 import base64
-import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
 # A word names a domain only when this share of its requests contains it: one customer's name must never become a label.
-MIN_TERM_SHARE = 0.2
+MIN_TERM_SHARE = 0.1
 NAME_TERMS = 2
+NAME_ROWS = 500  # requests of a domain read for its name
+# Cosine of mean directions; measured 0.95 and more between two samples of one domain, 0.77 and less between domains.
+SAME_DOMAIN = 0.8
 
 
 @dataclass(frozen=True)
@@ -41,27 +47,35 @@ class Domain:
     """A recognised kind of request.
 
     `centroids` is float32 [parts, dimension], rows of length 1. A request belongs here when its similarity to the
-    nearest centroid is at least `threshold`. `size` counts the requests it was found in.
+    nearest centroid is at least `threshold`. `size` counts the requests it was found in. `given` says that clients named
+    it with a label, kept to the letter; a found domain's name has only lower-case letters, digits and dashes.
     """
 
     name: str
-    centroids: "np.ndarray"
+    centroids: np.ndarray
     size: int
     threshold: float
+    given: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; centroids as base64 of little-endian float32."""
-        packed = base64.b64encode(self.centroids.astype("<f4").tobytes()).decode("ascii")
-        return {"name": self.name, "size": self.size, "threshold": self.threshold, "centroids": packed,
-                "dimension": self.centroids.shape[1]}  # fmt: skip
+        return {
+            "name": self.name,
+            "size": self.size,
+            "threshold": self.threshold,
+            "given": self.given,
+            "dimension": self.centroids.shape[1],
+            "centroids": base64.b64encode(self.centroids.astype("<f4").tobytes()).decode("ascii"),
+        }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "Domain":
+    def from_dict(cls, fields: Mapping[str, Any]) -> Domain:
         """The domain that `to_dict` described."""
         import numpy as np
 
         flat = np.frombuffer(base64.b64decode(fields["centroids"]), dtype="<f4").astype(np.float32)
-        return cls(fields["name"], flat.reshape(-1, fields["dimension"]), fields["size"], fields["threshold"])
+        centroids = flat.reshape(-1, fields["dimension"])
+        return cls(fields["name"], centroids, fields["size"], fields["threshold"], fields["given"])
 
 
 @dataclass(frozen=True)
@@ -87,11 +101,11 @@ class DomainIndex:
             self._index = faiss.IndexFlatIP(domains[0].centroids.shape[1])
             self._index.add(np.concatenate([domain.centroids for domain in domains]).astype(np.float32))
 
-    def assign(self, embedding: "np.ndarray") -> Assignment:
+    def assign(self, embedding: np.ndarray) -> Assignment:
         """The domain of one embedding [dimension] of length 1."""
         return self.assign_all(embedding[None, :])[0]
 
-    def assign_all(self, embeddings: "np.ndarray") -> list[Assignment]:
+    def assign_all(self, embeddings: np.ndarray) -> list[Assignment]:
         """The domain of each row of [n, dimension]."""
         if self._index is None:
             return [Assignment(None, 0.0, "no domain is known yet")] * len(embeddings)
@@ -101,17 +115,18 @@ class DomainIndex:
 
 
 def discover(
-    embeddings: "np.ndarray",
+    embeddings: np.ndarray,
     texts: Sequence[str],
     *,
     labels: Sequence[str | None],
     seed: int,
-    settings: DiscoverySettings = DiscoverySettings(),  # noqa: B008 (frozen)
+    settings: DiscoverySettings = DiscoverySettings(),
 ) -> list[Domain]:
     """Find domains in requests: embeddings float32 [n, dimension] of length 1, their texts, and labels where given.
 
-    Requests with the same label form one domain of that name, whatever its size. A request without one joins the
-    labelled domain it resembles, or forms a domain with its like; one that resembles too few others belongs to none.
+    Requests with the same label form one domain of that name. A request without one joins the labelled domain it
+    resembles, or forms a domain with its like; one that resembles too few others belongs to none. A label on fewer than
+    `min_size` requests counts as none: a slip of one client must not take a domain's name or its requests away.
     Largest domain first. The result depends only on the arguments. Raises ValueError on unequal lengths.
     """
     if not len(embeddings) == len(texts) == len(labels):
@@ -120,45 +135,49 @@ def discover(
     taken = {row for rows in labelled.values() for row in rows}
     rest = [row for row in range(len(texts)) if row not in taken]
     found = _cluster(embeddings, rest, seed, settings)
-    named = dict(zip(_unique_slugs(labelled), labelled.values(), strict=True))
-    names = _term_names(texts, found, [*named.values(), *found], reserved=named)
-    named.update(zip(names, found, strict=True))
-    domains = [_describe(name, embeddings, rows, seed, settings) for name, rows in named.items()]
+    read = [_sample(rows, NAME_ROWS, seed) for rows in [*labelled.values(), *found]]
+    names = [*labelled, *_term_names(texts, read[len(labelled) :], read, reserved=labelled)]
+    described = [_describe(name, embeddings, rows, seed, settings) for name, rows in zip(names, [*labelled.values(), *found], strict=True)]
+    domains = [replace(domain, given=domain.name in labelled) for domain in described]
     return sorted(domains, key=lambda domain: (-domain.size, domain.name))
 
 
 def match(old: Sequence[Domain], new: Sequence[Domain], *, keep: Collection[str] = ()) -> list[Domain]:
     """Give new domains the names of the old ones they continue, so that students stay with their domain.
 
-    Each old name goes to at most one new domain, its most similar, and never to an unrelated one. Old domains named in
-    `keep` stay when nothing continues them: their students still serve, even if this cycle's traffic was too thin.
+    A domain that clients named keeps that name. Of the others, each old name goes to at most one, the most similar, and
+    never to an unrelated one. Old domains named in `keep` stay when nothing continues them: their students still serve,
+    even if this cycle's traffic was too thin.
     """
-    pairs = _pairs(old, new)
-    gone = [domain for i, domain in enumerate(old) if i not in pairs.values()]
-    used = {domain.name for domain in old}
+    given = {domain.name for domain in new if domain.given}
+    free = [domain for domain in old if domain.name not in given]
+    heirs = _heirs(free, [domain for domain in new if not domain.given])
+    used = {*given, *(domain.name for domain in old)}
     renamed = []
-    for j, domain in enumerate(new):
-        name = old[pairs[j]].name if j in pairs else _unused(domain.name, used)
-        used.add(name)
-        renamed.append(replace(domain, name=name))
-    return [*renamed, *(domain for domain in gone if domain.name in keep)]
+    for domain in new:
+        ancestor = heirs.get(domain.name)
+        if ancestor:
+            domain = replace(domain, name=ancestor.name, given=ancestor.given)
+        elif not domain.given:
+            domain = replace(domain, name=_unused(domain.name, used))
+        used.add(domain.name)
+        renamed.append(domain)
+    present = {domain.name for domain in renamed}
+    return [*renamed, *(domain for domain in free if domain.name in keep and domain.name not in present)]
 
 
-SAME_DOMAIN = 0.8  # similarity of mean directions; measured 0.95 and more between samples of one task, 0.59 between tasks
-
-
-def _pairs(old: Sequence[Domain], new: Sequence[Domain]) -> dict[int, int]:
-    """New to old indices: the one-to-one matching with the largest total similarity, only where it is the same domain."""
+def _heirs(old: Sequence[Domain], new: Sequence[Domain]) -> dict[str, Domain]:
+    """The old domain that each new name continues: the one-to-one matching of largest similarity, only where it is high."""
     from scipy.optimize import linear_sum_assignment
 
     if not old or not new:
         return {}
     similarity = _directions(new) @ _directions(old).T
     rows, columns = linear_sum_assignment(similarity, maximize=True)
-    return {int(j): int(i) for j, i in zip(rows, columns, strict=True) if similarity[j, i] >= SAME_DOMAIN}
+    return {new[j].name: old[i] for j, i in zip(rows, columns, strict=True) if similarity[j, i] >= SAME_DOMAIN}
 
 
-def _directions(domains: Sequence[Domain]) -> "np.ndarray":
+def _directions(domains: Sequence[Domain]) -> np.ndarray:
     import numpy as np
 
     return np.stack([_unit(domain.centroids.mean(axis=0)) for domain in domains])
@@ -171,23 +190,22 @@ def _judge(domain: Domain, similarity: float) -> Assignment:
     return Assignment(None, similarity, reason)
 
 
-def _labelled_groups(
-    embeddings: "np.ndarray", labels: Sequence[str | None], seed: int, settings: DiscoverySettings
-) -> dict[str, list[int]]:
+def _labelled_groups(embeddings: np.ndarray, labels: Sequence[str | None], seed: int, settings: DiscoverySettings) -> dict[str, list[int]]:
     """Rows by label; rows without a label join the label whose requests they resemble."""
-    groups: dict[str, list[int]] = {}
+    counts = Counter(label for label in labels if label is not None)
+    groups: dict[str, list[int]] = {label: [] for label, count in counts.items() if count >= settings.min_size}
     for row, label in enumerate(labels):
-        if label is not None:
-            groups.setdefault(label, []).append(row)
+        if label in groups:
+            groups[label].append(row)
     index = DomainIndex([_describe(label, embeddings, rows, seed, settings) for label, rows in groups.items()])
-    loose = [row for row, label in enumerate(labels) if label is None]
+    loose = [row for row, label in enumerate(labels) if label not in groups]
     for row, assignment in zip(loose, index.assign_all(embeddings[loose]), strict=True):
         if assignment.domain is not None:
             groups[assignment.domain].append(row)
     return groups
 
 
-def _cluster(embeddings: "np.ndarray", rows: Sequence[int], seed: int, settings: DiscoverySettings) -> list[list[int]]:
+def _cluster(embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: DiscoverySettings) -> list[list[int]]:
     """Groups of rows that resemble each other, each large enough for a domain."""
     least = max(settings.min_size, round(settings.min_share * len(rows)))
     sampled = _sample(rows, settings.max_rows, seed)
@@ -201,16 +219,14 @@ def _cluster(embeddings: "np.ndarray", rows: Sequence[int], seed: int, settings:
     return [group for group in groups.values() if len(group) >= least]
 
 
-def _agglomerate(embeddings: "np.ndarray", rows: Sequence[int], similarity: float) -> list[list[int]]:
+def _agglomerate(embeddings: np.ndarray, rows: Sequence[int], similarity: float) -> list[list[int]]:
     """Merge the most similar groups while their mean similarity is at least `similarity`."""
     from sklearn.cluster import AgglomerativeClustering
 
     if len(rows) < 2:
         return [list(rows)] if rows else []
     chosen = embeddings[list(rows)]
-    model = AgglomerativeClustering(
-        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1.0 - similarity
-    )
+    model = AgglomerativeClustering(n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1.0 - similarity)
     labels = model.fit_predict(1.0 - chosen @ chosen.T)  # ten times faster than metric="cosine"
     groups: dict[int, list[int]] = {}
     for row, group in zip(rows, labels, strict=True):
@@ -218,33 +234,31 @@ def _agglomerate(embeddings: "np.ndarray", rows: Sequence[int], similarity: floa
     return list(groups.values())
 
 
-def _describe(name: str, embeddings: "np.ndarray", rows: Sequence[int], seed: int, settings: DiscoverySettings) -> Domain:
+def _describe(name: str, embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: DiscoverySettings) -> Domain:
     """The centroids of a domain's parts, and the similarity below which a request is novel."""
     import numpy as np
 
     members = embeddings[list(rows)]
     centroids = _parts(members, seed, settings)
-    threshold = settings.min_similarity
-    if len(rows) >= settings.min_size:  # fewer do not show how far a domain reaches
-        nearest = (members @ centroids.T).max(axis=1)
-        threshold = float(np.percentile(nearest, settings.novel_percentile)) - settings.novel_margin
+    nearest = (members @ centroids.T).max(axis=1)
+    threshold = float(np.percentile(nearest, settings.novel_percentile)) - settings.novel_margin
     return Domain(name, centroids, len(rows), threshold)
 
 
-def _parts(members: "np.ndarray", seed: int, settings: DiscoverySettings) -> "np.ndarray":
+def _parts(members: np.ndarray, seed: int, settings: DiscoverySettings) -> np.ndarray:
     """Centroids [parts, dimension] of length 1 by spherical k-means: a broad domain needs several."""
     import faiss
+    import numpy as np
 
     count = min(len(members) // settings.part_size, settings.max_parts)
     if count < 2:
         return _unit(members.mean(axis=0))[None, :]
     model = faiss.Kmeans(members.shape[1], count, niter=20, spherical=True, seed=seed, min_points_per_centroid=1)
     model.train(members)
-    centroids: np.ndarray = model.centroids
-    return centroids
+    return np.asarray(model.centroids)
 
 
-def _unit(vector: "np.ndarray") -> "np.ndarray":
+def _unit(vector: np.ndarray) -> np.ndarray:
     import numpy as np
 
     length = float(np.linalg.norm(vector))
@@ -263,43 +277,39 @@ def _sample(rows: Sequence[int], most: int, seed: int) -> list[int]:
 def _term_names(
     texts: Sequence[str], groups: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]], *, reserved: Iterable[str]
 ) -> list[str]:
-    """A name for each group from the words that set it apart from its rivals (class-based TF-IDF)."""
+    """A name for each group from the words that set it apart; `rivals` are all groups, these ones last."""
     used = set(reserved)
     names = []
-    for number, (group, terms) in enumerate(zip(groups, _distinguishing_terms(texts, groups, rivals), strict=True), 1):
+    terms = _distinguishing_terms(texts, rivals)[len(rivals) - len(groups) :]
+    for number, (group, words) in enumerate(zip(groups, terms, strict=True), 1):
         numeric = sum(any(c.isdigit() for c in texts[row]) for row in group) > len(group) / 2
-        name = _unused("-".join(terms) or ("numbers" if numeric else f"domain-{number}"), used)
+        name = _unused("-".join(words) or ("numbers" if numeric else f"domain-{number}"), used)
         used.add(name)
         names.append(name)
     return names
 
 
-def _distinguishing_terms(texts: Sequence[str], groups: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]]) -> list[list[str]]:
+def _distinguishing_terms(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Class-based TF-IDF, a term's frequency being the share of the group's requests that contain it; longest on ties."""
     import numpy as np
-    from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS, CountVectorizer, TfidfTransformer
 
-    words = CountVectorizer(binary=True, stop_words="english", strip_accents="unicode", token_pattern=r"[A-Za-z]{3,20}", dtype=np.float32)
+    stop_words = [*ENGLISH_STOP_WORDS, "does", "did"]
+    letters = r"[A-Za-z]{3,20}"
+    counter = CountVectorizer(binary=True, stop_words=stop_words, strip_accents="unicode", token_pattern=letters, dtype=np.float32)
     try:
-        counts = words.fit_transform([texts[row] for rows in rivals for row in rows])
+        counts = counter.fit_transform([texts[row] for group in groups for row in group])
     except ValueError:  # nothing but stop words and numbers
         return [[] for _ in groups]
-    vocabulary = words.get_feature_names_out()
-    ends = np.cumsum([0, *map(len, rivals)])
-    shares = np.stack([np.asarray(counts[a:b].mean(axis=0)).ravel() for a, b in zip(ends, ends[1:], strict=False)])
+    words = counter.get_feature_names_out()
+    ends = np.cumsum([0, *map(len, groups)])
+    shares = np.stack([np.asarray(counts[a:b].mean(axis=0)).ravel() for a, b in pairwise(ends)])
     weights = TfidfTransformer(norm=None).fit_transform(shares).toarray()
-    weights[shares < MIN_TERM_SHARE] = 0.0
-    own = weights[len(rivals) - len(groups) :]
-    return [[str(vocabulary[i]) for i in np.argsort(-row, kind="stable")[:NAME_TERMS] if row[i] > 0] for row in own]
-
-
-def _unique_slugs(labels: Iterable[str]) -> list[str]:
-    used: set[str] = set()
-    slugs = []
-    for label in labels:
-        slug = _unused(re.sub(r"[^a-z0-9]+", "-", label.casefold()).strip("-")[:60] or "domain", used)
-        used.add(slug)
-        slugs.append(slug)
-    return slugs
+    lengths = np.array([len(word) for word in words])
+    return [
+        [str(words[i]) for i in np.lexsort((-lengths, -weight.round(1))) if share[i] >= MIN_TERM_SHARE][:NAME_TERMS]
+        for share, weight in zip(shares, weights, strict=True)
+    ]
 
 
 def _unused(name: str, used: Collection[str]) -> str:

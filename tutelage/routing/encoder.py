@@ -4,6 +4,8 @@ Needs the folder that `python -m inference.encoder_export --out DIR` writes. Kno
 or of what the embeddings are for.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import threading
@@ -54,7 +56,7 @@ class Encoder:
         self._cache_size = cache_size
         self._lock = threading.Lock()
 
-    def encode(self, texts: list[str]) -> "np.ndarray":
+    def encode(self, texts: list[str]) -> np.ndarray:
         """Embed texts: float32 [n, 384], each row of length 1, in the order of the texts."""
         import numpy as np
 
@@ -71,7 +73,7 @@ class Encoder:
         """How many word pieces the whole text has, special tokens not counted."""
         return len(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
 
-    def _compute(self, texts: list[str]) -> list["np.ndarray"]:
+    def _compute(self, texts: list[str]) -> list[np.ndarray]:
         """Run the model over texts of similar length together, so that little padding is computed."""
         encodings = self._tokenizer.encode_batch([_encodable(text[:MAX_CHARACTERS]) for text in texts])
         ids = [_cut(encoding, self._max_tokens) for encoding in encodings]
@@ -81,7 +83,7 @@ class Encoder:
             rows.update(zip(batch, embedded, strict=True))
         return [rows[i] for i in range(len(texts))]
 
-    def _run(self, ids: list[list[int]]) -> "np.ndarray":
+    def _run(self, ids: list[list[int]]) -> np.ndarray:
         import numpy as np
 
         lengths = np.array([len(row) for row in ids])
@@ -91,14 +93,14 @@ class Encoder:
         (embedded,) = self._session.run(["sentence_embedding"], {"input_ids": padded, "attention_mask": mask})
         return np.asarray(embedded, dtype=np.float32)
 
-    def _cached(self, keys: list[bytes]) -> dict[bytes, "np.ndarray"]:
+    def _cached(self, keys: list[bytes]) -> dict[bytes, np.ndarray]:
         with self._lock:
             known = {key: self._cache[key] for key in keys if key in self._cache}
             for key in known:
                 self._cache.move_to_end(key)
         return known
 
-    def _remember(self, fresh: dict[bytes, "np.ndarray"]) -> None:
+    def _remember(self, fresh: dict[bytes, np.ndarray]) -> None:
         with self._lock:
             for key, row in fresh.items():
                 self._cache[key] = row.copy()  # a view would keep its whole batch alive
@@ -114,7 +116,7 @@ def _read_manifest(model_dir: Path) -> dict[str, int]:
     return manifest
 
 
-def _open_session(path: Path, threads: int) -> "InferenceSession":
+def _open_session(path: Path, threads: int) -> InferenceSession:
     from onnxruntime import InferenceSession, SessionOptions
 
     options = SessionOptions()
@@ -130,7 +132,7 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def _cut(encoding: "Encoding", limit: int) -> list[int]:
+def _cut(encoding: Encoding, limit: int) -> list[int]:
     """The first `limit` ids, still closed by the end token."""
     ids = encoding.ids
     return ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]]
