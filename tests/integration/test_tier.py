@@ -190,7 +190,7 @@ async def test_models_lists_the_base_and_every_adapter_with_its_digest(served: S
         ({"max_tokens": 0}, 400, "max_tokens"),
         ({"max_tokens": 10_000}, 400, "messages"),
         ({"temperature": 3}, 400, "temperature"),
-        ({"top_p": 0}, 400, "top_p"),
+        ({"top_p": -0.1}, 400, "top_p"),
         ({"stop": [""]}, 400, None),
         ({"stop": ["a"] * 5}, 400, None),
         ({"seed": 2**70}, 400, "seed"),
@@ -368,12 +368,16 @@ async def test_a_full_queue_says_when_to_come_back(world: World) -> None:
 
 
 async def test_a_request_finishes_on_the_adapter_it_was_accepted_for(served: Served, world: World) -> None:
-    long = asyncio.create_task(served.chat("base", max_tokens=300))
+    before = (await served.chat("one")).json()
+    long = asyncio.create_task(served.chat("base", max_tokens=450))
     await asyncio.sleep(0.1)
     waiting = asyncio.create_task(served.chat("one"))
     await asyncio.sleep(0.05)
     assert (await served.put("one", world.files("two"))).status_code == 200
-    assert (await waiting).json()["system_fingerprint"] == world.digests["one"]
+    assert not long.done(), "the adapter was replaced while its request still waited"
+    after = (await waiting).json()
+    assert after["system_fingerprint"] == world.digests["one"]
+    assert after["choices"][0]["message"] == before["choices"][0]["message"]
     assert (await long).status_code == 200
     assert (await served.chat("one")).json()["system_fingerprint"] == world.digests["two"]
 

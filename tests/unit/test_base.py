@@ -118,3 +118,17 @@ def test_nf4_layers_keep_their_gradients_after_an_eval_pass(base_dir: Path) -> N
     assert len(before) == len(after) > 0
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert any(float(g.abs().sum()) > 0 for g in after)
+
+
+def test_serving_computes_exactly_what_training_computed(base_dir: Path) -> None:
+    """An adapter is trained on 4-bit weights; served on the unrounded ones it would answer otherwise."""
+    import torch
+
+    exact = base.Precision("float32", "tests")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        trained, served, unrounded = (
+            base.load(base_dir, quantization=kind, precision=exact)[0](input_ids=ids).logits for kind in ("nf4", base.SERVING, "none")
+        )
+    assert torch.equal(trained, served)
+    assert not torch.allclose(served, unrounded)

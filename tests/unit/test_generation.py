@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import TINY_CONTEXT, build_tiny_adapter, build_tiny_base, build_tiny_taught_adapter
 
-from inference import prompts
+from inference import base, prompts
 from inference.generation import Completion, ContextExceeded, Engine, Request, Token
 from tutelage.errors import AdapterRejected, InvalidRequest, ModelNotFound
 
@@ -91,14 +91,14 @@ def test_adapters_change_answers_and_each_answer_names_its_adapter(shared: Engin
 def test_greedy_log_probabilities_equal_a_plain_forward(shared: Engine, world: World, name: str | None) -> None:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     request = ask("Add the numbers: 12 and 30", name, 8)
     [answer] = shared.generate([request])
-    model = AutoModelForCausalLM.from_pretrained(world.base_dir, dtype=torch.float32).eval()
+    model: Any
+    model, tokenizer = base.load(world.base_dir, quantization=base.SERVING)
     if name:
         model = PeftModel.from_pretrained(model, world.folders[name]).eval()
-    prompt = prompts.render(AutoTokenizer.from_pretrained(world.base_dir), request.messages)
+    prompt = prompts.render(tokenizer, request.messages)
     ids = [token.id for token in answer.tokens]
     with torch.no_grad():
         logits = model(torch.tensor([prompt + ids])).logits[0, len(prompt) - 1 : -1]
@@ -150,10 +150,11 @@ def test_a_seed_repeats_a_sampled_answer_alone_and_in_a_batch(shared: Engine) ->
     assert len(others) > 1
 
 
-def test_a_tiny_nucleus_is_greedy(shared: Engine) -> None:
+@pytest.mark.parametrize("top_p", [0.0, 1e-6])
+def test_a_tiny_nucleus_is_greedy(shared: Engine, top_p: float) -> None:
     greedy = ask("hello", "one", 8)
     [expected] = shared.generate([greedy])
-    [sampled] = shared.generate([replace(greedy, temperature=2.0, top_p=1e-6, seed=3)])
+    [sampled] = shared.generate([replace(greedy, temperature=2.0, top_p=top_p, seed=3)])
     assert sampled.text == expected.text
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tutelage.scoring import majority, matches, wilson
@@ -64,6 +64,7 @@ def test_zeros_after_the_fraction_change_nothing(value: object, zeros: int) -> N
     assert matches(f"{value:f}" + "0" * zeros, f"{value:f}")
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(st.integers(0, 400), st.integers(0, 400))
 def test_the_wilson_interval_holds_the_rate_and_stays_within_0_and_1(wrong: int, right: int) -> None:
     found = wilson(right, wrong + right)

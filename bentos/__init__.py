@@ -1,0 +1,1 @@
+"""What listens on a port through BentoML: one folder per service."""
