@@ -1,0 +1,234 @@
+"""Evaluate: an adapter, or the bare base, on held-out items, through the same engine that will serve it.
+
+One set of items calibrates confidence, another is judged; nothing is tuned on the second. Greedy answers, so a report can
+be reproduced. This stage refuses to decide anything: the gate reads the report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from inference import adapters, base, prompts
+from training import examples, settings
+from training.examples import Example
+from training.finetune import MANIFEST
+from tutelage.errors import AdapterRejected
+from tutelage.routing import confidence
+from tutelage.scoring import majority, matches, wilson
+from tutelage.settings import Home, Strict
+
+if TYPE_CHECKING:
+    from inference.generation import Completion, Engine
+
+STUDENT = "student"
+
+
+class EvaluateSettings(Strict):
+    """`threshold`: the calibrated probability from which an answer counts as confident. `threads` 0 leaves the default.
+
+    The untrained base answers the first `untrained_items` of the judged items too, for comparison with an adapter.
+    An answer may be `extra_tokens` longer than the longest one in training (or, for the bare base, among the labels).
+    """
+
+    batch: int = Field(default=16, ge=1)
+    extra_tokens: int = Field(default=4, ge=0)
+    threshold: float = Field(default=0.85, gt=0, le=1)
+    untrained_items: int = Field(default=40, ge=0)
+    threads: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One item with the model's answer; `score` is the log-odds that the whole answer had."""
+
+    example: Example
+    completion: Completion
+    score: float
+    correct: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model ended the answer itself; one that was cut off is never given to a client."""
+        return self.completion.finish_reason == "stop"
+
+    @property
+    def win(self) -> bool:
+        """Whether it is at least as good as the teacher's recorded answer to the same item."""
+        return self.correct or not matches(self.example.answer, self.example.label)
+
+    def probability(self, calibrator: confidence.Calibrator) -> float:
+        """Calibrated probability of being right; 0 for an answer that was cut off."""
+        return calibrator.probability(self.score) if self.whole else 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description=__doc__)
+    parser.add_argument("--adapter", required=True, help="adapter folder, or `none` for the untrained base")
+    parser.add_argument("--data", type=Path, required=True, help="JSONL of held-out items")
+    parser.add_argument("--report", type=Path, required=True, help="JSON report to write")
+    parser.add_argument("--calibration", type=Path, help="JSONL of other held-out items: fits the calibrator")
+    parser.add_argument("--predictions", type=Path, help="JSONL of every answer to write")
+    parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
+    parser.add_argument("--config", type=Path, help="YAML with EvaluateSettings")
+    arguments = parser.parse_args()
+    report = evaluate(
+        None if arguments.adapter == "none" else Path(arguments.adapter),
+        arguments.data,
+        calibration=arguments.calibration,
+        base_dir=arguments.base or base.materialise(Home.from_environment().models),
+        config=settings.read(EvaluateSettings, arguments.config),
+        predictions=arguments.predictions,
+    )
+    arguments.report.parent.mkdir(parents=True, exist_ok=True)
+    arguments.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
+    low, high = report["wilson95"]
+    print(f"evaluate: {report['correct']} of {report['n']} right, {low:.2f} to {high:.2f}, majority {report['majority']:.2f}")
+
+
+def evaluate(
+    adapter: Path | None,
+    data: Path,
+    *,
+    base_dir: Path,
+    config: EvaluateSettings,
+    calibration: Path | None = None,
+    predictions: Path | None = None,
+) -> dict[str, Any]:
+    """Answer the items of `data` and return the report; writes `predictions` when asked.
+
+    Raises:
+        TrafficUnreadable: a row of `data` or `calibration` cannot be read.
+        AdapterRejected: the adapter's files cannot be loaded onto this base.
+    """
+    from inference.generation import Engine
+
+    tested = examples.read(data)
+    calibrating = examples.read(calibration) if calibration else []
+    manifest = _manifest(adapter)
+    engine = Engine(base_dir, threads=config.threads)
+    if adapter:
+        engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))
+    max_tokens = (manifest.get("max_answer_tokens") or _longest(tested, base_dir)) + config.extra_tokens
+    calibrator = None
+    if calibrating:
+        outcomes = answer(engine, calibrating, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
+        whole = [outcome for outcome in outcomes if outcome.whole]
+        calibrator = confidence.fit([o.score for o in whole], [o.correct for o in whole])
+    started = time.perf_counter()
+    answered = answer(engine, tested, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
+    seconds = time.perf_counter() - started
+    if predictions:
+        predictions.write_text("".join(json.dumps(_prediction(a, calibrator), ensure_ascii=False) + "\n" for a in answered))
+    untrained = answer(engine, tested[: config.untrained_items], student=None, max_tokens=max_tokens, batch=config.batch) if adapter else []
+    return {
+        "adapter_digest": answered[0].completion.adapter_digest,
+        "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
+        "learnable": manifest.get("learnable"),
+        "learnable_reason": manifest.get("reason"),
+        **_accuracy(answered),
+        **_calibration(answered, calibrator, config.threshold),
+        **_speed(answered, seconds),
+        "max_tokens": max_tokens,
+    }
+
+
+def answer(engine: Engine, items: Sequence[Example], *, student: str | None, max_tokens: int, batch: int) -> list[Answered]:
+    """Greedy answers in the order of `items`; prompts of similar length share a batch so that padding costs little."""
+    from inference.generation import Request
+
+    order = sorted(range(len(items)), key=lambda i: len(items[i].text))
+    done: dict[int, Answered] = {}
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        requests = [Request(messages=list(items[i].prompt), adapter=student, max_tokens=max_tokens) for i in chosen]
+        for i, completion in zip(chosen, engine.generate(requests), strict=True):
+            right = matches(completion.text, items[i].label)
+            done[i] = Answered(items[i], completion, confidence.score(completion.logprobs), right)
+    return [done[i] for i in range(len(items))]
+
+
+def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
+    share = wilson(sum(a.correct for a in answered), len(answered))
+    constant = majority([a.example.label for a in answered])
+    return {
+        "n": share.n,
+        "correct": share.k,
+        "accuracy": share.rate,
+        "wilson95": [share.lo, share.hi],
+        "majority": constant.rate,
+        "majority_n": constant.k,
+        "wins": sum(a.win for a in answered),
+        "truncated": sum(not a.whole for a in answered),
+    }
+
+
+def _calibration(answered: Sequence[Answered], calibrator: confidence.Calibrator | None, threshold: float) -> dict[str, Any]:
+    """What the calibrator, fitted elsewhere, says of the judged items; nulls where there is none."""
+    if calibrator is None:
+        return {"calibrator": None, "ece": None, "mean_confidence": None, "confident": None}
+    probabilities = [a.probability(calibrator) for a in answered]
+    correct = [a.correct for a in answered]
+    sure = [right for probability, right in zip(probabilities, correct, strict=True) if probability >= threshold]
+    return {
+        "calibrator": calibrator.to_dict(),
+        "ece": confidence.ece(probabilities, correct),
+        "mean_confidence": sum(probabilities) / len(probabilities),
+        "confident": {
+            "threshold": threshold,
+            "n": len(sure),
+            "correct": sum(sure),
+            "share": len(sure) / len(answered),
+            "precision": sum(sure) / len(sure) if sure else None,
+        },
+    }
+
+
+def _speed(answered: Sequence[Answered], seconds: float) -> dict[str, Any]:
+    """`seconds` is wall time for all items; tokens per second count generated tokens over it, core seconds are CPU time."""
+    generated = sum(a.completion.completion_tokens for a in answered)
+    return {
+        "seconds": seconds,
+        "tokens_per_second": generated / seconds,
+        "core_seconds": sum(a.completion.core_seconds for a in answered),
+        "prompt_tokens": sum(a.completion.prompt_tokens for a in answered),
+        "completion_tokens": generated,
+    }
+
+
+def _prediction(answered: Answered, calibrator: confidence.Calibrator | None) -> dict[str, Any]:
+    return {
+        "prompt": answered.example.text,
+        "label": answered.example.label,
+        "answer": answered.completion.text,
+        "score": answered.score,
+        "probability": answered.probability(calibrator) if calibrator else None,
+        "correct": answered.correct,
+    }
+
+
+def _manifest(adapter: Path | None) -> dict[str, Any]:
+    """What training wrote beside the adapter; empty for the bare base. Raises AdapterRejected when it cannot be read."""
+    if adapter is None:
+        return {}
+    try:
+        manifest: dict[str, Any] = json.loads((adapter / MANIFEST).read_text())
+    except (OSError, ValueError) as broken:
+        raise AdapterRejected(f"{adapter / MANIFEST} cannot be read ({broken}); pass the folder that training.finetune wrote") from broken
+    return manifest
+
+
+def _longest(items: Sequence[Example], base_dir: Path) -> int:
+    tokenizer = base.load_tokenizer(base_dir)
+    return max(len(prompts.completion_ids(tokenizer, item.label)) for item in items)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Pipeline: writes a student's `dvc.yaml` and settings beside its interactions, from the pipeline at the root.
+
+One description of the stages for reference data and for every student. It runs nothing: `dvc repro` in the folder does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import yaml
+
+from training import settings
+from training.curate import CurateSettings
+from training.evaluate import EvaluateSettings
+from training.finetune import FinetuneSettings
+from tutelage.settings import CHECKOUT, Strict
+
+STAGES: dict[str, type[Strict]] = {"curate": CurateSettings, "finetune": FinetuneSettings, "evaluate": EvaluateSettings}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m training.pipeline", description=__doc__)
+    parser.add_argument("--student", type=Path, required=True, help="the folder that holds interactions.jsonl")
+    parser.add_argument("--settings", type=Path, default=CHECKOUT / "configs", help="folder with the YAML of each stage")
+    arguments = parser.parse_args()
+    write(arguments.student, settings_dir=arguments.settings)
+    print(f"pipeline: ready; run `dvc repro` in {arguments.student}")
+
+
+def write(student_dir: Path, *, settings_dir: Path) -> None:
+    """Write `dvc.yaml` and a copy of every stage's settings into `student_dir`.
+
+    The copies are the student's own from then on: a later change of the defaults makes nothing of it stale.
+
+    Raises:
+        ConfigInvalid: a settings file is missing or holds an unknown key or a wrong value; nothing is written then.
+    """
+    for stage, kind in STAGES.items():
+        settings.read(kind, settings_dir / f"{stage}.yaml")
+    pipeline = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())
+    pipeline["vars"] = [{"data": "", "settings": ""}]
+    pipeline["stages"] = {stage: pipeline["stages"][stage] for stage in STAGES}
+    student_dir.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES:
+        shutil.copyfile(settings_dir / f"{stage}.yaml", student_dir / f"{stage}.yaml")
+    (student_dir / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=120))
+
+
+if __name__ == "__main__":
+    main()
