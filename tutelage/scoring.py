@@ -47,7 +47,7 @@ def wilson(k: int, n: int, *, confidence: float = 0.95) -> Rate:
 
     Raises ValueError unless 0 <= k <= n.
     """
-    from scipy.stats import binomtest  # half a second to import; most callers only need `matches`
+    from scipy.stats import binomtest  # slow to import, and most callers only need `matches`
 
     if not 0 <= k <= n:
         raise ValueError(f"k={k!r} of n={n!r} is no share; pass counts with 0 <= k <= n")

@@ -93,13 +93,18 @@ def run(home: Home, name: str, command: Sequence[str], *, environment: Mapping[s
 
 
 def on_terminate_raise() -> None:
-    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that `finally` ends the children."""
+    """Let SIGTERM and SIGHUP unwind like Ctrl-C, so that `finally` ends the children; a second signal must not cut that short."""
+    seen = False
 
     def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+        nonlocal seen
+        if not seen:
+            seen = True
+            raise KeyboardInterrupt
+        print("ending what was started; this takes a moment", file=sys.stderr)
 
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
