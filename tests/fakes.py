@@ -126,7 +126,7 @@ def _tiny_lora(base_dir: Path) -> Any:
 
     from inference import base
 
-    model, _ = base.load(base_dir, precision=base.Precision("float32", "tests"))
+    model, _ = base.load(base_dir, quantization=base.SERVING, precision=base.Precision("float32", "tests"))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=TINY_TARGETS, task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 

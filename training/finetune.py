@@ -51,7 +51,7 @@ class FinetuneSettings(Strict):
     clip_norm: float = Field(default=1.0, gt=0)
     step_examples: int = Field(default=4, ge=1)
     step_tokens: int = Field(default=320, ge=1)
-    budget_tokens: int = Field(default=31_000, ge=1)
+    budget_tokens: int = Field(default=28_000, ge=1)
     max_epochs: int = Field(default=4, ge=1)
     pass_tokens: int = Field(default=512, ge=1)
     max_example_tokens: int = Field(default=2048, ge=2)
@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="YAML with FinetuneSettings")
     parser.add_argument("--curve", type=Path, help="JSONL of loss by step, written while training (default: OUT/curve.jsonl)")
     arguments = parser.parse_args()
+    _without_bars()
     manifest = finetune(
         arguments.data,
         arguments.out,
@@ -412,6 +413,14 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def _without_bars() -> None:
+    """Bars that redraw a line are noise in the logs of DVC and Prefect, which show this stage's own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

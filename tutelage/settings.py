@@ -201,6 +201,4 @@ class Home:
             "ITERATIVE_DO_NOT_TRACK": "1",
             "DO_NOT_TRACK": "true",
             "HF_HUB_OFFLINE": "1",
-            # spinning OpenMP threads of two processes on few cores cost a factor of ten
-            "OMP_WAIT_POLICY": "PASSIVE",
         }

@@ -112,6 +112,8 @@ class Local(AbstractContextManager["Local"]):
             "TUTELAGE_TIER_THREADS": str(threads),
             "TUTELAGE_TIER_MAX_BATCH": str(self.tier.max_batch),
             "OMP_NUM_THREADS": str(threads),
+            # threads that spin while they wait take the gateway's core; a training has the machine more to itself and may spin
+            "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONPATH": str(CHECKOUT),
         }
         serve = processes.python("-m", "bentoml", "serve", "bentos.tier.service:Tier", "--host", "127.0.0.1", "--port", str(self.tier.port))

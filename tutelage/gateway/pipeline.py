@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 
 from tutelage.errors import BackendFailed, BackendRefused, ModelNotFound, Unauthenticated, Unavailable
 from tutelage.fleet.backends import Answer, Backend
@@ -365,7 +366,7 @@ class Pipeline:
             "x-tutelage-cost-usd": f"{outcome.cost_usd:.9f}",
         }
         if placed.domain:
-            headers["x-tutelage-domain"] = placed.domain
+            headers["x-tutelage-domain"] = quote(placed.domain, safe=" !#$&'()*+,/:;=?@[]")  # a client may name it in any script
         if outcome.confidence is not None:
             headers["x-tutelage-confidence"] = f"{outcome.confidence:.4f}"
         return headers
