@@ -40,7 +40,7 @@ VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dat
 class FinetuneSettings(Strict):
     """How a student is trained. Tokens are those computed: a beginning that all prompts of a step share counts once.
 
-    `pass_tokens` bounds the memory of one forward pass and changes nothing else.
+    Training ends early when every validation item is right at less than `mastered_loss` nats a token. `pass_tokens` bounds the memory of one forward pass and changes nothing else.
     """
 
     seed: int = 0
@@ -57,7 +57,8 @@ class FinetuneSettings(Strict):
     max_example_tokens: int = Field(default=2048, ge=2)
     probe_tokens: int = Field(default=7_000, ge=0)
     least_gain: float = Field(default=0.15, gt=0, lt=1)
-    validations: int = Field(default=4, ge=1)
+    validations: int = Field(default=6, ge=1)
+    mastered_loss: float = Field(default=0.02, ge=0)
     threads: int = Field(default=0, ge=0)
 
 
@@ -290,6 +291,9 @@ def train(
             say(f"finetune: probe: {verdict.reason}")
             if not verdict.learnable:
                 break
+        if final and final.right == final.n and final.loss < config.mastered_loss:
+            say(f"finetune: mastered at step {number}: all of {final.n} validation items right at {final.loss:.4f} nats a token")
+            break
     return Outcome(number, len(steps), spent, time.monotonic() - started, verdict, untrained, final)
 
 

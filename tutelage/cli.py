@@ -152,14 +152,17 @@ def _ui(arguments: argparse.Namespace) -> None:
 
 
 def _evolve(arguments: argparse.Namespace) -> int:
-    from tutelage.fleet import processes
+    from tutelage.fleet import consoles, processes
 
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
+    # a Prefect server that `tutelage ui` started sees the run as it goes; without one, Prefect starts its own for the run
+    prefect = consoles.running(home, "prefect")
+    environment = {"PREFECT_API_URL": f"{prefect}/api"} if prefect else {}
     command = processes.python("-m", "flows.evolve", "--config", str(home.config_dir(arguments.config)))
     command += ["--tenant", arguments.tenant] if arguments.tenant else []
     command += ["--take-over"] if arguments.take_over else []
-    return processes.run_attached(home, "evolve", command)
+    return processes.run_attached(home, "evolve", command, environment=environment)
 
 
 def _env(arguments: argparse.Namespace) -> None:

@@ -29,13 +29,14 @@ def start(home: Home) -> dict[str, str]:
     paths = {"prefect": "/api/health", "mlflow": "/health"}
     urls = {}
     for name, arguments in commands.items():
-        urls[name] = _running(home, name) or _begin(home, name, arguments, ports[name])
+        urls[name] = running(home, name) or _begin(home, name, arguments, ports[name])
     for name, url in urls.items():
         _wait(home, name, url + paths[name])
     return urls
 
 
-def _running(home: Home, name: str) -> str | None:
+def running(home: Home, name: str) -> str | None:
+    """The URL of a page that runs already."""
     process = processes.find(home, f"ui-{name}")
     if process is None:
         return None
