@@ -140,7 +140,7 @@ def _evidence(report: dict[str, Any], manifest: dict[str, Any], champion: float 
         lower=report["wilson95"][0],
         upper=report["wilson95"][1],
         majority=report["majority"],
-        confidence=report["mean_confidence"],
+        confidence=report["mean_confidence"] or 0.0,  # not measured where the probe found the task hopeless
         ece=report["ece"],
         learnable=manifest["learnable"] is not False,  # None: the data were too few for a probe
         learnable_reason=manifest["reason"],

@@ -40,8 +40,8 @@ class EvaluateSettings(Strict):
 
     batch: int = Field(default=16, ge=1)
     extra_tokens: int = Field(default=4, ge=0)
-    threshold: float = Field(default=0.85, gt=0, le=1)
-    untrained_items: int = Field(default=40, ge=0)
+    threshold: float = Field(default=0.90, gt=0, le=1)
+    untrained_items: int = Field(default=30, ge=0)
     threads: int = Field(default=0, ge=0)
 
 
@@ -112,8 +112,10 @@ def evaluate(
     from inference.generation import Engine
 
     tested = examples.read(data)
-    calibrating = examples.read(calibration) if calibration else []
     manifest = _manifest(adapter)
+    # what its probe found hopeless will never answer anybody: its confidence is not worth the time
+    hopeless = manifest.get("learnable") is False
+    calibrating = examples.read(calibration) if calibration and not hopeless else []
     engine = Engine(base_dir, threads=config.threads)
     if adapter:
         engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))

@@ -40,7 +40,8 @@ VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "dat
 class FinetuneSettings(Strict):
     """How a student is trained. Tokens are those computed: a beginning that all prompts of a step share counts once.
 
-    Training ends early when every validation item is right at less than `mastered_loss` nats a token. `pass_tokens` bounds the memory of one forward pass and changes nothing else.
+    Training ends early when every validation item is right at less than `mastered_loss` nats a token.
+    `pass_tokens` bounds the memory of one forward pass and changes nothing else.
     """
 
     seed: int = 0
@@ -57,7 +58,7 @@ class FinetuneSettings(Strict):
     max_example_tokens: int = Field(default=2048, ge=2)
     probe_tokens: int = Field(default=7_000, ge=0)
     least_gain: float = Field(default=0.15, gt=0, lt=1)
-    validations: int = Field(default=6, ge=1)
+    validations: int = Field(default=4, ge=1)
     mastered_loss: float = Field(default=0.02, ge=0)
     threads: int = Field(default=0, ge=0)
 
@@ -286,7 +287,13 @@ def train(
             say(_progress(number, len(steps), loss, final, seconds, spent))
         if final and untrained and number == probe_at:
             verdict = judge(
-                final.right, final.n, majority=majority_rate, untrained=untrained.accuracy, steps=number, least_gain=config.least_gain
+                final.right,
+                final.n,
+                majority=majority_rate,
+                untrained=untrained.accuracy,
+                steps=number,
+                least_gain=config.least_gain,
+                token_probability=math.exp(-final.loss),
             )
             say(f"finetune: probe: {verdict.reason}")
             if not verdict.learnable:

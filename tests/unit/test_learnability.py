@@ -21,6 +21,15 @@ def test_a_share_that_could_pass_the_needed_one_goes_on(right: int) -> None:
     assert judge(right, 40, majority=0.02, untrained=0.0, steps=24).learnable
 
 
+def test_a_slow_beginning_is_told_from_a_hopeless_one_by_how_likely_the_right_tokens_are() -> None:
+    """The figures of family_relationships and spell_backward after a minute of training."""
+    slow = judge(5, 37, majority=0.22, untrained=0.0, steps=21, token_probability=0.24)
+    hopeless = judge(0, 40, majority=0.02, untrained=0.0, steps=22, token_probability=0.02)
+
+    assert (slow.learnable, hopeless.learnable) == (True, False)
+    assert "0.02 likely" in hopeless.reason
+
+
 def test_answering_what_is_most_frequent_is_no_learning() -> None:
     assert not judge(30, 40, majority=0.80, untrained=0.0, steps=24).learnable
     assert judge(30, 40, majority=0.40, untrained=0.0, steps=24).learnable
