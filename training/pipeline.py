@@ -30,22 +30,29 @@ def main() -> None:
 
 
 def write(student_dir: Path, *, settings_dir: Path) -> None:
-    """Write `dvc.yaml` and a copy of every stage's settings into `student_dir`.
+    """Write `dvc.yaml` and a copy of every stage's settings into `student_dir`; a stage that `settings_dir` says nothing of
+    gets the shipped ones.
 
     The copies are the student's own from then on: a later change of the defaults makes nothing of it stale.
 
     Raises:
-        ConfigInvalid: a settings file is missing or holds an unknown key or a wrong value; nothing is written then.
+        ConfigInvalid: a settings file holds an unknown key or a wrong value; nothing is written then.
     """
+    chosen = {stage: _settings_file(stage, settings_dir) for stage in STAGES}
     for stage, kind in STAGES.items():
-        settings.read(kind, settings_dir / f"{stage}.yaml")
+        settings.read(kind, chosen[stage])
     pipeline = yaml.safe_load((CHECKOUT / "dvc.yaml").read_text())
     pipeline["vars"] = [{"data": "", "settings": ""}]
     pipeline["stages"] = {stage: pipeline["stages"][stage] for stage in STAGES}
     student_dir.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
-        shutil.copyfile(settings_dir / f"{stage}.yaml", student_dir / f"{stage}.yaml")
+        shutil.copyfile(chosen[stage], student_dir / f"{stage}.yaml")
     (student_dir / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=120))
+
+
+def _settings_file(stage: str, settings_dir: Path) -> Path:
+    own = settings_dir / f"{stage}.yaml"
+    return own if own.exists() else CHECKOUT / "configs" / own.name
 
 
 if __name__ == "__main__":

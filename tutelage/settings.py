@@ -96,7 +96,7 @@ class TierSettings(Strict):
     threads: int = Field(default=0, ge=0)
     max_batch: int = Field(default=16, ge=1)
     core_hour_usd: float = Field(default=0.04, ge=0)
-    timeout_seconds: float = Field(default=120.0, gt=0)
+    timeout_seconds: float = Field(default=60.0, gt=0)
 
 
 def load(kind: type[SettingsT], config_dir: Path) -> SettingsT:

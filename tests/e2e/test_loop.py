@@ -133,7 +133,8 @@ def test_the_loop_closes_and_survives(system: System, traffic: list[tuple[str, s
     status = json.loads(system.command("status", "--json"))
     versions = {v["status"]: v for v in status["students"]}
     assert set(versions) == {"ta", "refused"}, status["students"]
-    assert "not learnable" in versions["refused"]["reason"]
+    assert "held-out items right" in versions["refused"]["reason"], "a refusal says what was measured"
+    assert "majority" in versions["refused"]["reason"]
     assert versions["ta"]["mlflow_version"] == versions["refused"]["mlflow_version"] == "1"
     assert versions["ta"]["bento"].startswith(versions["ta"]["student"])
     check_registry(system, versions)
@@ -196,7 +197,7 @@ def check_registry(system: System, versions: dict[str, dict[str, str]]) -> None:
     promoted, refused = told.splitlines()
     assert "'champion': '1'" in promoted
     assert "refuse" in refused
-    assert "not learnable" in refused
+    assert "held-out items right" in refused
 
 
 def kill_everything(system: System, serving: subprocess.Popen[bytes]) -> None:
