@@ -24,6 +24,7 @@ from tutelage.stores.database import create_database, migrate
 
 DATABASE = "tutelage"
 READY_SECONDS = 60.0
+STOP_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,15 @@ def stop(home: Home) -> None:
     pid = postmaster(home)
     if pid is None:
         return
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process = psutil.Process(pid)
-        # SIGINT is PostgreSQL's fast shutdown
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except psutil.TimeoutExpired:
-            process.kill()
+    # SIGINT is PostgreSQL's fast shutdown; nobody may reap it in a container without an init, so its own end is watched for
+    for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + seconds
+        while postmaster(home) is not None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if postmaster(home) is None:
+            return
 
 
 def postmaster(home: Home) -> int | None:
