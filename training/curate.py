@@ -38,7 +38,7 @@ class CurateSettings(Strict):
 
     max_train: int = Field(default=4000, ge=1)
     max_validation: int = Field(default=40, ge=1)
-    max_calibration: int = Field(default=130, ge=1)
+    max_calibration: int = Field(default=120, ge=1)
     max_test: int = Field(default=120, ge=1)
     min_train: int = Field(default=20, ge=1)
     min_test: int = Field(default=5, ge=1)

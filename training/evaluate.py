@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
     parser.add_argument("--config", type=Path, help="YAML with EvaluateSettings")
     arguments = parser.parse_args()
-    _without_bars()
+    settings.without_bars()
     report = evaluate(
         None if arguments.adapter == "none" else Path(arguments.adapter),
         arguments.data,
@@ -231,14 +231,6 @@ def _manifest(adapter: Path | None) -> dict[str, Any]:
 def _longest(items: Sequence[Example], base_dir: Path) -> int:
     tokenizer = base.load_tokenizer(base_dir)
     return max(len(prompts.completion_ids(tokenizer, item.label)) for item in items)
-
-
-def _without_bars() -> None:
-    """Bars that redraw a line are noise in the logs of DVC and Prefect, which show this stage's own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

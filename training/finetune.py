@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MANIFEST = "manifest.json"
+MOST_EXTRA = 1.5  # of the token budget, for tasks whose examples are long
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -52,13 +53,14 @@ class FinetuneSettings(Strict):
     clip_norm: float = Field(default=1.0, gt=0)
     step_examples: int = Field(default=4, ge=1)
     step_tokens: int = Field(default=320, ge=1)
-    budget_tokens: int = Field(default=28_000, ge=1)
+    budget_tokens: int = Field(default=26_000, ge=1)
+    least_examples: int = Field(default=760, ge=0)
     max_epochs: int = Field(default=4, ge=1)
     pass_tokens: int = Field(default=512, ge=1)
     max_example_tokens: int = Field(default=2048, ge=2)
     probe_tokens: int = Field(default=7_000, ge=0)
     least_gain: float = Field(default=0.15, gt=0, lt=1)
-    validations: int = Field(default=4, ge=1)
+    validations: int = Field(default=3, ge=1)
     mastered_loss: float = Field(default=0.02, ge=0)
     threads: int = Field(default=0, ge=0)
 
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="YAML with FinetuneSettings")
     parser.add_argument("--curve", type=Path, help="JSONL of loss by step, written while training (default: OUT/curve.jsonl)")
     arguments = parser.parse_args()
-    _without_bars()
+    settings.without_bars()
     manifest = finetune(
         arguments.data,
         arguments.out,
@@ -205,18 +207,21 @@ def plan(samples: Sequence[Sample], config: FinetuneSettings) -> list[list[Sampl
     """The examples of every optimiser step: shuffled epochs until the token budget or the epochs are used up.
 
     A step takes examples until it has both `step_examples` of them and `step_tokens` tokens, so short tasks learn from more
-    examples a step and long ones from more steps, at about the same cost.
+    examples a step and long ones from more steps, at about the same cost. A task of longer examples may go up to half over
+    the budget, until it has seen `least_examples`.
     """
     steps: list[list[Sample]] = []
     batch: list[Sample] = []
-    spent = 0
+    spent, seen = 0, 0
     for sample in _shuffled_epochs(samples, config):
         batch.append(sample)
         tokens = packing.cost(batch)
         if len(batch) < config.step_examples or tokens < config.step_tokens:
             continue
         spent += tokens
-        if spent > config.budget_tokens and steps:
+        seen += len(batch)
+        enough = seen > config.least_examples or spent > MOST_EXTRA * config.budget_tokens
+        if spent > config.budget_tokens and enough and steps:
             return steps
         steps.append(batch)
         batch = []
@@ -424,14 +429,6 @@ def _has_gpu() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _without_bars() -> None:
-    """Bars that redraw a line are noise in the logs of DVC and Prefect, which show this stage's own lines."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
 
 
 if __name__ == "__main__":

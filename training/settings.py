@@ -33,3 +33,11 @@ def read(kind: type[SettingsT], file: Path | None) -> SettingsT:
     except ValidationError as broken:
         faults = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']} (got {e['input']!r:.80})" for e in broken.errors())
         raise ConfigInvalid(f"{file}: {faults}") from broken
+
+
+def without_bars() -> None:
+    """Bars that redraw a line are noise in the logs of DVC and Prefect, which show the stages' own lines."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
