@@ -189,7 +189,7 @@ def check_registry(system: System, versions: dict[str, dict[str, str]]) -> None:
         "import sys, mlflow; c = mlflow.MlflowClient()\n"
         "for name in sys.argv[1:]:\n"
         "    m = c.get_registered_model(name); v = c.get_model_version(name, '1')\n"
-        "    print(name, dict(m.aliases), v.tags['gate'], '|', v.description.replace(chr(10), ' '))\n"
+        "    print(name, {a: str(n) for a, n in m.aliases.items()}, v.tags['gate'], '|', v.description.replace(chr(10), ' '))\n"
     )
     names = [versions["ta"]["student"], versions["refused"]["student"]]
     environment = {**os.environ, **system.home.environment()}
