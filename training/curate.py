@@ -37,9 +37,9 @@ class CurateSettings(Strict):
     """Most rows to keep of each split; fewest rows without which training or judging would be pointless."""
 
     max_train: int = Field(default=4000, ge=1)
-    max_validation: int = Field(default=40, ge=1)
+    max_validation: int = Field(default=32, ge=1)
     max_calibration: int = Field(default=120, ge=1)
-    max_test: int = Field(default=120, ge=1)
+    max_test: int = Field(default=110, ge=1)
     min_train: int = Field(default=20, ge=1)
     min_test: int = Field(default=5, ge=1)
     max_characters: int = Field(default=8000, ge=1)

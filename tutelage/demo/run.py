@@ -40,7 +40,7 @@ PRICE = Price(input_per_mtok=2.50, output_per_mtok=10.00)  # gpt-4o list price
 CONCURRENCY = 16
 FEEDBACK_SHARE = 0.5
 PER_DOMAIN = 900
-UNSEEN_PER_DOMAIN = 120
+UNSEEN_PER_DOMAIN = 80
 DECISIONS = {"ta": "promoted", "teacher": "promoted", "student": "kept_student", "refused": "refused"}
 VERSIONS = ("tutelage", "torch", "transformers", "peft", "bitsandbytes", "prefect", "mlflow", "dvc", "bentoml", "fastapi", "granian")
 
