@@ -40,7 +40,7 @@ class EvaluateSettings(Strict):
 
     batch: int = Field(default=16, ge=1)
     extra_tokens: int = Field(default=4, ge=0)
-    threshold: float = Field(default=0.80, gt=0, le=1)
+    threshold: float = Field(default=0.85, gt=0, le=1)
     untrained_items: int = Field(default=30, ge=0)
     threads: int = Field(default=0, ge=0)
 

@@ -85,7 +85,7 @@ class GatewaySettings(Strict):
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served."""
 
-    threshold: float = Field(default=0.80, gt=0, le=1)
+    threshold: float = Field(default=0.85, gt=0, le=1)
     max_student_tokens: int = Field(default=64, gt=0)
 
 
