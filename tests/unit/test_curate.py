@@ -47,8 +47,9 @@ def test_every_row_lands_in_exactly_one_split(tmp_path: Path) -> None:
 
 
 def test_a_held_out_prompt_stays_held_out_when_traffic_grows(tmp_path: Path) -> None:
-    _, before = run(tmp_path, traffic(200))
-    _, after = run(tmp_path, traffic(600))
+    roomy = CurateSettings(max_validation=1000, max_calibration=1000, max_test=1000)
+    _, before = run(tmp_path, traffic(200), roomy)
+    _, after = run(tmp_path, traffic(600), roomy)
     for name, rows in before.items():
         assert prompts_of(rows) <= prompts_of(after[name])
 
