@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-ALWAYS_TOGETHER = 1024  # padded tokens up to which waste costs less than another pass over the weights
+ALWAYS_TOGETHER = 256  # padded tokens up to which waste costs less than another pass over the weights
 
 
-def next_batch(lengths: Sequence[int], *, max_rows: int, max_waste: float = 0.5) -> list[int]:
+def next_batch(lengths: Sequence[int], *, max_rows: int, max_waste: float = 0.25) -> list[int]:
     """Return the positions of the prompts to run now, oldest first; the first one always runs.
 
     `lengths` are prompt lengths in tokens, oldest first. Prompts are padded to the longest among them, so one that

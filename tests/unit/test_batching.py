@@ -21,7 +21,7 @@ def test_a_long_prompt_runs_when_its_turn_comes() -> None:
 
 
 def test_small_prompts_run_together_whatever_their_lengths() -> None:
-    assert next_batch([10, 200, 15], max_rows=16) == [0, 1, 2]
+    assert next_batch([10, 80, 15], max_rows=16) == [0, 1, 2]
 
 
 def test_nobody_waiting_is_no_batch() -> None:
