@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MANIFEST = "manifest.json"
-MOST_EXTRA = 1.5  # of the token budget, for tasks whose examples are long
+MOST_EXTRA = 1.8  # of the token budget, for tasks whose examples are long
+QUIET_STEPS = 8  # steps in a row with a mastered loss, after which it is worth looking whether the task is mastered
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
@@ -53,7 +54,7 @@ class FinetuneSettings(Strict):
     clip_norm: float = Field(default=1.0, gt=0)
     step_examples: int = Field(default=2, ge=1)
     step_tokens: int = Field(default=160, ge=1)
-    budget_tokens: int = Field(default=26_000, ge=1)
+    budget_tokens: int = Field(default=20_000, ge=1)
     least_examples: int = Field(default=760, ge=0)
     max_epochs: int = Field(default=4, ge=1)
     pass_tokens: int = Field(default=512, ge=1)
@@ -209,7 +210,7 @@ def plan(samples: Sequence[Sample], config: FinetuneSettings) -> list[list[Sampl
     """The examples of every optimiser step: shuffled epochs until the token budget or the epochs are used up.
 
     A step takes examples until it has both `step_examples` of them and `step_tokens` tokens, so short tasks learn from more
-    examples a step and long ones from more steps, at about the same cost. A task of longer examples may go up to half over
+    examples a step and long ones from more steps, at about the same cost. A task of longer examples may go over
     the budget, until it has seen `least_examples`.
     """
     steps: list[list[Sample]] = []
@@ -268,7 +269,7 @@ def train(
     untrained = measure(student, validation, config) if validation else None
     probe_at = _probe_step(steps, config) if validation else 0
     measure_at = {math.ceil(len(steps) * (i + 1) / config.validations) for i in range(config.validations)} | {probe_at}
-    verdict, final, spent, started = None, None, 0, time.monotonic()
+    verdict, final, spent, quiet, started = None, None, 0, 0, time.monotonic()
     student.train()
     for number, batch in enumerate(steps, start=1):
         spent += packing.cost(batch)
@@ -287,7 +288,9 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        final = measure(student, validation, config) if validation and number in measure_at else None
+        quiet = quiet + 1 if loss < config.mastered_loss else 0
+        due = number in measure_at or quiet == QUIET_STEPS
+        final = measure(student, validation, config) if validation and due else None
         seconds = time.monotonic() - started
         _note(log, number, loss, rate, final, seconds, spent)
         if final or number % 10 == 0:

@@ -37,7 +37,7 @@ from tutelage.stores.database import open_pool
 
 TEACHER = "recorded-teacher"
 PRICE = Price(input_per_mtok=2.50, output_per_mtok=10.00)  # gpt-4o list price
-CONCURRENCY = 16
+CONCURRENCY = 32
 FEEDBACK_SHARE = 0.5
 PER_DOMAIN = 900
 UNSEEN_PER_DOMAIN = 80

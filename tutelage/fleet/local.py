@@ -112,8 +112,9 @@ class Local(AbstractContextManager["Local"]):
             "TUTELAGE_TIER_THREADS": str(threads),
             "TUTELAGE_TIER_MAX_BATCH": str(self.tier.max_batch),
             "OMP_NUM_THREADS": str(threads),
-            # threads that spin while they wait take the gateway's core; a training has the machine more to itself and may spin
-            "OMP_WAIT_POLICY": "PASSIVE",
+            # Threads that spin long while they wait take the gateway's core, threads that never spin wake up late: on two cores
+            # 4.9 answers a second with this, 3.2 without spinning (120 requests, 16 at once). A training has the machine to itself.
+            "GOMP_SPINCOUNT": "2000",
             "PYTHONPATH": str(CHECKOUT),
         }
         serve = processes.python("-m", "bentoml", "serve", "bentos.tier.service:Tier", "--host", "127.0.0.1", "--port", str(self.tier.port))
