@@ -89,6 +89,8 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
 def _example(cycle: Cycle, row: dict[str, Any]) -> dict[str, Any] | None:
     """One row of distillation data: the teacher's answer, or the user's own where a student answered; else nothing to learn."""
     by_teacher = row["tier"] == "teacher"
+    if by_teacher and row["finish_reason"] not in (None, "stop"):
+        return None  # cut off by a limit, a client that left or a fault: half an answer is no answer to learn
     answer = row["answer"] if by_teacher else row["feedback_label"]
     if answer is None:
         return None

@@ -6,6 +6,7 @@ adapters for it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -144,8 +145,9 @@ def _save_adapter(model: Any, base_dir: Path, out_dir: Path) -> str:
 class FakeModelServer:
     """An OpenAI-compatible chat server on a real port: answers every prompt with `answer`, or misbehaves as told.
 
-    `status` other than 200: every request fails with it. `break_after`: a stream is cut after that many chunks. With `logprob`,
-    replies carry one token of that log-probability; `fingerprint` is their `system_fingerprint`. Enter it to start.
+    `status` other than 200: every request fails with it. `break_after`: a stream is cut after that many chunks. `delay`: seconds
+    before a reply and before each chunk. `left`: clients that hung up in mid-stream. With `logprob`, replies carry one token of
+    that log-probability; `fingerprint` is their `system_fingerprint`. Enter it to start.
     """
 
     def __init__(self, answer: str = "4", *, logprob: float | None = None, fingerprint: str | None = None) -> None:
@@ -153,6 +155,8 @@ class FakeModelServer:
         self.status = 200
         self.break_after: int | None = None
         self.usage = True
+        self.delay = 0.0
+        self.left = 0
         self.requests: list[dict[str, Any]] = []
 
     def __enter__(self) -> FakeModelServer:
@@ -188,6 +192,7 @@ class FakeModelServer:
             return JSONResponse({"error": {"message": f"fake failure {self.status}"}}, status_code=self.status)
         if asked.get("stream"):
             return StreamingResponse(self._stream(), media_type="text/event-stream")
+        await asyncio.sleep(self.delay)
         token = {"token": self.answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
         choice = {
             "index": 0,
@@ -207,8 +212,13 @@ class FakeModelServer:
         chunks.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
         if self.usage:
             chunks.append({"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}})
-        for number, chunk in enumerate(chunks):
-            if self.break_after is not None and number >= self.break_after:
-                return
-            yield f"data: {json.dumps(chunk)}\n\n".encode()
+        try:
+            for number, chunk in enumerate(chunks):
+                if self.break_after is not None and number >= self.break_after:
+                    return
+                await asyncio.sleep(self.delay)
+                yield f"data: {json.dumps(chunk)}\n\n".encode()
+        except asyncio.CancelledError:
+            self.left += 1
+            raise
         yield b"data: [DONE]\n\n"

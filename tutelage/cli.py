@@ -80,13 +80,27 @@ def _listing(commands: Any, name: str, help_text: str, operation: str) -> None:
 
 
 def _tenants(commands: Any) -> None:
-    parser = commands.add_parser("tenants", help="create and list tenants")
+    parser = commands.add_parser("tenants", help="create, list, suspend and limit tenants")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = _command(actions, "create", _operate, "create a tenant and its first key, shown once")
     create.add_argument("name")
     create.add_argument("--tier", choices=("free", "pro", "enterprise"), default="free")
     create.add_argument("--json", action="store_true")
     create.set_defaults(operation="create_tenant")
+    for verb, status, help_text in (
+        ("suspend", "suspended", "refuse a tenant's requests; its data is kept"),
+        ("resume", "active", "let a suspended tenant go on"),
+        ("change", None, "another tier, other limits, another way with clients that leave"),
+    ):
+        action = _command(actions, verb, _operate, help_text)
+        action.add_argument("name")
+        if status is None:
+            action.add_argument("--tier", choices=("free", "pro", "enterprise"))
+            action.add_argument("--limit", action="append", metavar="NAME=N", help="such as queries_per_day=2000 or concurrent=none")
+            action.add_argument("--on-disconnect", choices=("cancel", "drain"), help="what becomes of a stream whose client leaves")
+        action.add_argument("--json", action="store_true")
+        action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))
+        action.set_defaults(status=status)
     _listing(actions, "list", "list tenants", "tenants")
 
 
@@ -96,6 +110,9 @@ def _keys(commands: Any) -> None:
     create = _command(actions, "create", _operate, "a new key of a tenant, or of an operator; shown once")
     create.add_argument("tenant", nargs="?")
     create.add_argument("--operator", choices=("admin", "billing", "viewer"), metavar="ROLE")
+    create.add_argument("--models", nargs="+", metavar="NAME", help="the only models it may name, such as auto")
+    create.add_argument("--expires", metavar="TIME", help="such as 12h or 90d (default: never)")
+    create.add_argument("--limit", action="append", metavar="NAME=N", help="its own limit within the tenant's, such as concurrent=2")
     create.set_defaults(operation="create_key")
     rotate = _command(actions, "rotate", _operate, "a new key beside an old one, which ends after the overlap")
     rotate.add_argument("key_id")

@@ -64,6 +64,37 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class IdempotencyConflict(InvalidRequest):
+    """A request with the same Idempotency-Key is being answered now."""
+
+    status = 409
+    code = "idempotency_key_in_use"
+
+
+class IdempotencyMismatch(InvalidRequest):
+    """An Idempotency-Key was sent again with another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
+class Suspended(Forbidden):
+    """The tenant was suspended; its keys are in order but open nothing."""
+
+    code = "tenant_suspended"
+
+
+class LimitReached(TutelageError):
+    """A limit of the tenant or of the key forbids the request now; `code` says which."""
+
+    status = 429
+    type = "rate_limit_error"
+
+    def __init__(self, message: str, *, code: str, retry_after: int) -> None:
+        super().__init__(message, retry_after=retry_after)
+        self.code = code
+
+
 class Unavailable(TutelageError):
     """Nothing that may answer can answer now; trying again later can help."""
 

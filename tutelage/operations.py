@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from typing import Any
 
 from tutelage.errors import InvalidRequest
 from tutelage.fleet import engines, processes
-from tutelage.gateway import keys
+from tutelage.gateway import keys, limits
 from tutelage.records import Key, Tenant
 from tutelage.settings import Home
 from tutelage.stores import interactions, registry, tenants
@@ -72,20 +72,50 @@ async def list_tenants(pool: Pool, _home: Home, _arguments: argparse.Namespace) 
     return [asdict(tenant) for tenant in await tenants.list_tenants(pool)]
 
 
+async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """Suspend or resume a tenant, move it to another tier, agree other limits, or choose what a client that leaves does."""
+    tenant = await tenants.find_tenant(pool, arguments.name)
+    if arguments.limit is not None:
+        await tenants.change_tenant(pool, tenant.id, "limits", {**tenant.limits, **_limits(arguments.limit)})
+    for column in ("status", "tier", "on_disconnect"):
+        if getattr(arguments, column) is not None:
+            await tenants.change_tenant(pool, tenant.id, column, getattr(arguments, column))
+    changed = await tenants.find_tenant(pool, tenant.id)
+    return {**asdict(changed), "limits": limits.agreed(changed.tier, changed.limits).model_dump()}
+
+
+def _limits(given: Sequence[str]) -> dict[str, Any]:
+    """`NAME=NUMBER` or `NAME=none` as limits. Raises InvalidRequest."""
+    found: dict[str, Any] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        found[name] = None if value == "none" else value
+    return limits.check(found)
+
+
 async def create_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
     if bool(arguments.tenant) == bool(arguments.operator):
         raise InvalidRequest("give a tenant, or --operator ROLE, and not both: tutelage keys create TENANT")
     tenant_id = (await tenants.find_tenant(pool, arguments.tenant)).id if arguments.tenant else None
-    return {"tenant_id": tenant_id, "role": arguments.operator, **await _mint(pool, home.secret("pepper"), tenant_id, arguments.operator)}
+    ends = datetime.now(UTC) + _duration("--expires", arguments.expires) if arguments.expires else None
+    own = _limits(arguments.limit or [])
+    minted = await _mint(
+        pool, home.secret("pepper"), tenant_id, arguments.operator, expires_at=ends, models=arguments.models, key_limits=own
+    )
+    return {"tenant_id": tenant_id, "role": arguments.operator, **minted, "expires_at": ends, "models": arguments.models, "limits": own}
+
+
+def _duration(option: str, text: str) -> timedelta:
+    match = re.fullmatch(r"(\d+)([smhd])", text)
+    if match is None:
+        raise InvalidRequest(f"{option} {text!r}: a number and one of s, m, h, d is expected, such as 1h")
+    return timedelta(seconds=int(match[1]) * UNITS[match[2]])
 
 
 async def rotate_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
-    match = re.fullmatch(r"(\d+)([smhd])", arguments.overlap)
-    if match is None:
-        raise InvalidRequest(f"--overlap {arguments.overlap!r}: a number and one of s, m, h, d is expected, such as 1h")
-    ends = datetime.now(UTC) + timedelta(seconds=int(match[1]) * UNITS[match[2]])
+    ends = datetime.now(UTC) + _duration("--overlap", arguments.overlap)
     old = await tenants.end_key(pool, arguments.key_id, at=ends, revoke=False)
-    minted = await _mint(pool, home.secret("pepper"), old.tenant_id, old.role)
+    minted = await _mint(pool, home.secret("pepper"), old.tenant_id, old.role, models=old.models, key_limits=old.limits)
     return {"tenant_id": old.tenant_id, **minted, "old_key_id": old.id, "old_key_ends": ends.isoformat()}
 
 
@@ -132,15 +162,25 @@ async def status(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Resu
     }
 
 
-async def _mint(pool: Pool, pepper: str, tenant_id: str | None, role: str | None) -> dict[str, Any]:
+async def _mint(
+    pool: Pool,
+    pepper: str,
+    tenant_id: str | None,
+    role: str | None,
+    *,
+    expires_at: datetime | None = None,
+    models: Sequence[str] | None = None,
+    key_limits: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     minted = keys.mint(pepper)
-    await tenants.add_key(pool, Key(minted.id, tenant_id, role, minted.hash, None, None))
+    await tenants.add_key(pool, Key(minted.id, tenant_id, role, minted.hash, expires_at, None, models, key_limits or {}))
     return {"key_id": minted.id, "key": minted.text}
 
 
 OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Result]]] = {
     "create_tenant": create_tenant,
     "tenants": list_tenants,
+    "change_tenant": change_tenant,
     "create_key": create_key,
     "rotate_key": rotate_key,
     "revoke_key": revoke_key,

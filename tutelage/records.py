@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -18,6 +19,8 @@ class Tenant:
     name: str
     tier: str
     status: str = "active"
+    limits: Mapping[str, Any] = field(default_factory=dict)  # what was agreed beside the tier's plan (gateway/limits.py)
+    on_disconnect: Literal["cancel", "drain"] = "cancel"  # what becomes of a stream whose client leaves
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class Key:
     hash: bytes
     expires_at: datetime | None
     revoked_at: datetime | None
+    models: Sequence[str] | None = None  # the models it may name; None: any
+    limits: Mapping[str, Any] = field(default_factory=dict)  # its own, within the tenant's
 
 
 @dataclass(frozen=True)

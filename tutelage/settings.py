@@ -80,6 +80,10 @@ class GatewaySettings(Strict):
     record_flush_seconds: float = Field(default=0.003, ge=0)
     record_batch_rows: int = Field(default=200, gt=0)
     record_deadline_seconds: float = Field(default=10.0, gt=0)
+    idempotency_lease_seconds: float = Field(default=15.0, gt=0)
+    admission_deadline_seconds: float = Field(default=0.05, gt=0)
+    slot_seconds: float = Field(default=300.0, gt=0)
+    reserve_tokens: int = Field(default=1024, ge=1)
 
 
 class RoutingSettings(Strict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,17 +15,21 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import uvicorn
 import yaml
 from fakes import FakeModelServer
 
+from tutelage.errors import IdempotencyConflict
 from tutelage.fleet import engines
 from tutelage.gateway import app as gateway
+from tutelage.gateway import keys
 from tutelage.operations import add_tenant
+from tutelage.records import Key
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home
-from tutelage.stores import registry, tenants
+from tutelage.stores import registry, replies, tenants
 from tutelage.stores.database import Pool
 from tutelage.stores.registry import Decision, Pointer
 
@@ -95,6 +100,19 @@ async def running(
             yield Running(http, client, made["key"], made["tenant_id"], pool, teacher, student, app)
 
 
+@pytest.fixture
+async def served(running: Running) -> AsyncIterator[str]:
+    """The same gateway on a real port: only a real connection can be hung up."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(running.app, log_level="critical", lifespan="off"))
+    task = asyncio.create_task(server.serve(sockets=[listening]))
+    await until(lambda: server.started)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    await task
+
+
 async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
     for _ in range(int(seconds / 0.02)):
         if holds():
@@ -118,6 +136,15 @@ async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int =
     decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})
     await registry.decide(running.pool, decision, expected=0)
     await until(lambda: bool(running.app.state.watcher.current.view(running.tenant_id).students))
+
+
+async def until_recorded(running: Running) -> dict[str, Any]:
+    """The one interaction, as soon as it is there."""
+    for _ in range(250):
+        if found := await rows(running):
+            return found[0]
+        await asyncio.sleep(0.02)
+    raise AssertionError("nothing was recorded in time")
 
 
 async def rows(running: Running) -> list[dict[str, Any]]:
@@ -441,8 +468,187 @@ async def test_embeddings_of_placed_requests_are_kept_for_the_cycle(running: Run
 
 
 async def test_a_pool_to_a_lost_database_refuses_rather_than_acknowledge(running: Running) -> None:
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 200
     await running.pool.execute("alter table interactions rename to gone")
     response = await running.http.post("/v1/chat/completions", json=ASK)
 
     assert response.status_code == 503
     assert "recorded" in response.json()["error"]["message"]
+
+
+# --- sent twice ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_same_idempotency_key_gets_the_same_bytes_one_call_and_one_bill_line(running: Running, stream: bool) -> None:
+    asked = {**ASK, "stream": stream, "temperature": 0.7}
+    first = await running.http.post("/v1/chat/completions", json=asked, headers={"idempotency-key": "order-1"})
+    again = await running.http.post("/v1/chat/completions", json=asked, headers={"idempotency-key": "order-1"})
+    assert first.status_code == again.status_code == 200
+    assert again.content == first.content
+    assert again.headers["x-request-id"] == first.headers["x-request-id"]
+    assert again.headers["content-type"] == first.headers["content-type"]
+    assert len(running.teacher.requests) == 1
+    assert len(await rows(running)) == 1
+
+
+async def test_an_idempotency_key_with_another_body_is_422_and_another_tenant_has_its_own(running: Running, home: Home) -> None:
+    headers = {"idempotency-key": "order-1"}
+    assert (await running.http.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
+    changed = await running.http.post("/v1/chat/completions", json={**ASK, "max_tokens": 7}, headers=headers)
+    assert changed.status_code == 422
+    assert changed.json()["error"]["code"] == "idempotency_key_reused"
+    other = await add_tenant(running.pool, home.secret("pepper"), name="globex", tier="free")
+    await until(lambda: other["key_id"] in running.app.state.watcher.current.keys)
+    theirs = await running.http.post(
+        "/v1/chat/completions", json={**ASK, "max_tokens": 7}, headers={**headers, "authorization": f"Bearer {other['key']}"}
+    )
+    assert theirs.status_code == 200
+    assert {r["tenant_id"] for r in await rows(running)} == {running.tenant_id, other["tenant_id"]}
+
+
+async def test_an_idempotency_key_in_use_is_409_and_a_failure_frees_it(running: Running) -> None:
+    headers = {"idempotency-key": "order-1"}
+    running.teacher.delay = 0.5
+    slow = asyncio.create_task(running.http.post("/v1/chat/completions", json=ASK, headers=headers))
+    await until(lambda: len(running.teacher.requests) == 1)
+    during = await running.http.post("/v1/chat/completions", json=ASK, headers=headers)
+    assert during.status_code == 409
+    assert int(during.headers["retry-after"]) >= 1
+    assert (await slow).status_code == 200
+    running.teacher.status = 400
+    refused = {"idempotency-key": "order-2"}
+    assert (await running.http.post("/v1/chat/completions", json={**ASK, "seed": 1}, headers=refused)).status_code == 400
+    running.teacher.status = 200
+    assert (await running.http.post("/v1/chat/completions", json={**ASK, "seed": 1}, headers=refused)).status_code == 200
+
+
+async def test_a_key_whose_holder_died_is_free_once_its_lease_ends_and_the_dead_ones_answer_is_not_recorded(running: Running) -> None:
+    key = replies.reply_key(running.tenant_id, "order-1")
+    dead = await replies.claim(running.pool, key, fingerprint=b"same", holder="dead", seconds=0.05)
+    assert isinstance(dead, replies.Held)
+    with pytest.raises(IdempotencyConflict):
+        await replies.claim(running.pool, key, fingerprint=b"same", holder="live", seconds=5)
+    await asyncio.sleep(0.1)
+    live = await replies.claim(running.pool, key, fingerprint=b"same", holder="live", seconds=5)
+    assert isinstance(live, replies.Held)
+    reply = replies.StoredReply({}, "application/json", b"{}")
+    assert not await replies.keep(running.pool, dead, reply)
+    assert await replies.keep(running.pool, live, reply)
+    assert await replies.claim(running.pool, key, fingerprint=b"same", holder="third", seconds=5) == reply
+
+
+async def test_feedback_sent_twice_with_one_key_counts_once(running: Running) -> None:
+    answered = await running.http.post("/v1/chat/completions", json=ASK)
+    body = {"request_id": answered.headers["x-request-id"], "score": 1}
+    for _ in range(2):
+        told = await running.http.post("/v1/feedback", json=body, headers={"idempotency-key": "f-1"})
+        assert told.json()["status"] == "recorded"
+    assert await running.pool.fetchval("select count(*) from feedback") == 1
+
+
+async def test_identical_requests_under_way_share_one_call_and_one_bill_line(running: Running) -> None:
+    running.teacher.delay = 0.3
+    answers = await asyncio.gather(*(running.http.post("/v1/chat/completions", json=ASK) for _ in range(5)))
+    assert {a.status_code for a in answers} == {200}
+    assert len(running.teacher.requests) == 1
+    recorded = await rows(running)
+    assert len(recorded) == 5
+    assert sorted(r["cache"] for r in recorded) == ["hit-exact"] * 4 + ["miss"]
+    assert sum(r["cost_microusd"] > 0 for r in recorded) == 1
+
+
+# --- streams that are cut --------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_cancels_the_model_and_pays_for_what_was_said(running: Running, served: str) -> None:
+    running.teacher.answer, running.teacher.delay = "abcdefghij" * 20, 0.02
+    headers = {"authorization": f"Bearer {running.key}"}
+    asked = {**ASK, "stream": True}
+    async with httpx.AsyncClient(headers=headers) as http, http.stream("POST", f"{served}/v1/chat/completions", json=asked) as response:
+        seen = 0
+        async for line in response.aiter_lines():
+            seen += line.startswith("data:")
+            if seen == 5:
+                break
+    await until(lambda: running.teacher.left == 1)
+    recorded = await until_recorded(running)
+    assert recorded["finish_reason"] == "cancelled"
+    assert 5 <= len(recorded["answer"]) < 150
+    assert recorded["answer"] == running.teacher.answer[: len(recorded["answer"])]
+    assert recorded["cost_microusd"] > 0
+    assert recorded["tokens_estimated"]
+
+
+async def test_what_a_broken_stream_said_is_on_the_bill(running: Running) -> None:
+    running.teacher.answer, running.teacher.break_after = "abcdef", 3
+    async with running.http.stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response:
+        text = (await response.aread()).decode()
+    assert "[DONE]" not in text
+    recorded = await until_recorded(running)
+    assert (recorded["answer"], recorded["finish_reason"]) == ("abc", "error")
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+async def known(running: Running, holds: Callable[[Any], bool]) -> None:
+    """Until the gateway's snapshot shows it."""
+    await until(lambda: holds(running.app.state.watcher.current))
+
+
+async def test_a_limit_reached_is_429_in_openais_shape_says_when_to_return_and_calls_nobody(running: Running) -> None:
+    await tenants.change_tenant(running.pool, running.tenant_id, "limits", {"queries_per_day": 2})
+    await known(running, lambda s: bool(s.tenants[running.tenant_id].limits))
+    for _ in range(2):
+        assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 200
+    with pytest.raises(openai.RateLimitError) as refused:
+        await running.client.chat.completions.create(**ASK)
+    assert refused.value.code == "daily_quota_exceeded"
+    assert 0 < int(refused.value.response.headers["retry-after"]) <= 86_400
+    assert len(running.teacher.requests) == 1  # the second was a cache hit, and a query all the same
+    assert len(await rows(running)) == 2
+
+
+async def test_a_request_that_fails_is_no_query(running: Running) -> None:
+    await tenants.change_tenant(running.pool, running.tenant_id, "limits", {"queries_per_day": 1})
+    await known(running, lambda s: bool(s.tenants[running.tenant_id].limits))
+    running.teacher.status = 400
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 400
+    running.teacher.status = 200
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 200
+    assert (await running.http.post("/v1/chat/completions", json=ASK)).status_code == 429
+
+
+async def test_a_stream_holds_its_slot_until_it_has_ended(running: Running, served: str) -> None:
+    await tenants.change_tenant(running.pool, running.tenant_id, "limits", {"concurrent": 1})
+    await known(running, lambda s: bool(s.tenants[running.tenant_id].limits))
+    running.teacher.answer, running.teacher.delay = "abcdefghij", 0.05
+    url, headers = f"{served}/v1/chat/completions", {"authorization": f"Bearer {running.key}"}
+    async with httpx.AsyncClient(headers=headers) as http:
+        async with http.stream("POST", url, json={**ASK, "stream": True}) as response:
+            await anext(response.aiter_lines())
+            second = await http.post(url, json={**ASK, "seed": 1})
+            assert (second.status_code, second.json()["error"]["code"]) == (429, "concurrency_limit")
+        running.teacher.delay = 0
+        await until_recorded(running)
+        assert (await http.post(url, json={**ASK, "seed": 1})).status_code == 200
+
+
+async def test_a_suspended_tenant_is_403_and_goes_on_when_resumed(running: Running) -> None:
+    for status, expected in (("suspended", 403), ("active", 200)):
+        await tenants.change_tenant(running.pool, running.tenant_id, "status", status)
+        await known(running, lambda s, status=status: s.tenants[running.tenant_id].status == status)  # type: ignore[misc]
+        response = await running.http.post("/v1/chat/completions", json=ASK)
+        assert response.status_code == expected
+        assert expected == 200 or response.json()["error"]["code"] == "tenant_suspended"
+
+
+async def test_a_key_names_only_the_models_it_was_made_for(running: Running, home: Home) -> None:
+    minted = keys.mint(home.secret("pepper"))
+    await tenants.add_key(running.pool, Key(minted.id, running.tenant_id, None, minted.hash, None, None, ["auto"]))
+    await known(running, lambda s: minted.id in s.keys)
+    headers = {"authorization": f"Bearer {minted.text}"}
+    assert (await running.http.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
+    refused = await running.http.post("/v1/chat/completions", json={**ASK, "model": "big"}, headers=headers)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "model")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,7 +57,7 @@ class Backend(Protocol):
         """Raises BackendFailed (another may do better) or BackendRefused (nobody will)."""
         ...
 
-    def stream(self, payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    def stream(self, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """OpenAI chunks, without the closing [DONE]; the last ones carry finish reasons and usage. Raises as `complete`."""
         ...
 
@@ -122,7 +122,7 @@ class OpenAIBackend:
         prompt_tokens, completion_tokens, estimated = self.count(body.get("usage"), payload, text)
         return Answer(body, prompt_tokens, completion_tokens, estimated, self.price(body, prompt_tokens, completion_tokens))
 
-    async def stream(self, payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         body = {**payload, "model": self._model, "stream": True, "stream_options": {"include_usage": True}}
         try:
             request = self._client.build_request("POST", self._url, json=body, headers=self._headers, timeout=self._timeout)
@@ -190,7 +190,7 @@ class RecordedBackend:
             {"choices": [choice]}, prompt_tokens, completion_tokens, True, list_price(self._price, prompt_tokens, completion_tokens)
         )
 
-    async def stream(self, payload: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def stream(self, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         answer = await self.complete(payload)
         yield {"choices": [{"index": 0, "delta": {"role": "assistant", "content": answer.text}, "finish_reason": None}]}
         usage = {"prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.completion_tokens}

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from tutelage import __version__
-from tutelage.errors import BodyTooLarge, InvalidRequest, NotFound, TutelageError
+from tutelage.errors import BodyTooLarge, InvalidRequest, NotFound, TutelageError, Unavailable
 from tutelage.fleet import backends
 from tutelage.gateway import openai
+from tutelage.gateway.admission import Admission, Party, Used
 from tutelage.gateway.cache import ExactCache
-from tutelage.gateway.pipeline import TIERS, Caller, Models, Options, Pipeline
+from tutelage.gateway.idempotency import Idempotency
+from tutelage.gateway.pipeline import TIERS, Asked, Caller, Models, Options, Pipeline
 from tutelage.gateway.snapshot import Watcher
 from tutelage.records import Feedback
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
-from tutelage.stores.database import open_pool
-from tutelage.stores.interactions import Recorder, add_feedback
+from tutelage.stores.database import Pool, open_pool
+from tutelage.stores.interactions import Recorder, add_feedback, used
+from tutelage.stores.replies import Held, StoredReply
 from tutelage.telemetry import Metrics, log_to_stderr
 
 log = logging.getLogger(__name__)
@@ -81,15 +90,35 @@ def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, t
         models = Models(
             tuple((entry, backends.build(entry, client, count_tokens=encoder.count_tokens)) for entry in configured.models), adapter
         )
-        app.state.pool, app.state.watcher, app.state.models = pool, watcher, models
-        app.state.pipeline = Pipeline(
-            watcher=watcher, cache=cache, recorder=recorder, encoder=encoder, models=models, routing=routing, secret=secret, metrics=metrics
+        admission = Admission(
+            valkey_url,
+            used=partial(_used, pool),
+            deadline_seconds=settings.admission_deadline_seconds,
+            slot_seconds=settings.slot_seconds,
+        )
+        idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
+        app.state.pool, app.state.watcher, app.state.models, app.state.idempotency = pool, watcher, models, idempotency
+        app.state.pipeline = pipeline = Pipeline(
+            watcher=watcher,
+            cache=cache,
+            recorder=recorder,
+            admission=admission,
+            encoder=encoder,
+            models=models,
+            routing=routing,
+            reserve_tokens=settings.reserve_tokens,
+            secret=secret,
+            metrics=metrics,
         )
         await watcher.start()
         recorder.start()
+        idempotency.start()
         yield
+        await idempotency.stop()
         await watcher.stop()
+        await pipeline.close()
         await recorder.stop()
+        await admission.close()
         await cache.close()
         await client.aclose()
         await pool.close()
@@ -99,6 +128,15 @@ def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, t
     _answer_errors(app, metrics)
     _add_routes(app)
     return app
+
+
+async def _used(pool: Pool, party: Party, now: datetime) -> Used:
+    """What the ledger says. Raises Unavailable: without it nobody knows what is left."""
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    try:
+        return Used(*await used(pool, party.tenant_id, party.id if party.scope == "key" else None, day=day, month=day.replace(day=1)))
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
+        raise Unavailable("how much of the limits is used cannot be looked up; try again shortly") from broken
 
 
 def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
@@ -157,16 +195,23 @@ def _add_routes(app: FastAPI) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_schema(openai.ChatRequest))
     async def chat(request: Request) -> Response:
         who = caller(request)
-        asked: openai.ChatRequest = openai.parse_body(openai.ChatRequest, await _body(request))
+        body: openai.ChatRequest = openai.parse_body(openai.ChatRequest, await _body(request))
         options = Options(
             cache=request.headers.get("x-tutelage-cache", "").lower(), domain=request.headers.get("x-tutelage-domain") or None
         )
         pipeline: Pipeline = request.app.state.pipeline
-        if asked.stream:
-            headers, chunks = await pipeline.stream(asked, who, options)
-            return StreamingResponse(_events(chunks, request.app.state.metrics), media_type="text/event-stream", headers=headers)
-        reply = await pipeline.answer(asked, who, options)
-        return JSONResponse(reply.body, headers=reply.headers)
+        # what an idempotency key holds is let go when the reply is whole, failed or cut off
+        async with AsyncExitStack() as holding:
+            claimed = await _claim(request, who, holding, [body.model_dump(exclude_none=True), options.cache, options.domain])
+            if isinstance(claimed, StoredReply):
+                return Response(claimed.body, media_type=claimed.media_type, headers=claimed.headers)
+            meter = await holding.enter_async_context(pipeline.admit(body, who))
+            asked = Asked(body, who, options, claimed, meter, time.monotonic())
+            if body.stream:
+                headers, chunks = await pipeline.stream(asked)
+                return EventStream(_events(chunks, holding.pop_all(), request.app.state.metrics), headers=headers)
+            reply = await pipeline.answer(asked)
+            return Response(reply.content, media_type=openai.JSON, headers=reply.headers)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -176,11 +221,17 @@ def _add_routes(app: FastAPI) -> None:
         return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "tutelage"} for n in names]}
 
     @app.post("/v1/feedback", openapi_extra=_schema(openai.FeedbackRequest))
-    async def feedback(request: Request) -> dict[str, str]:
+    async def feedback(request: Request) -> Response:
         who = caller(request)
         said: openai.FeedbackRequest = openai.parse_body(openai.FeedbackRequest, await _body(request))
-        await add_feedback(request.app.state.pool, Feedback(said.request_id, who.tenant_id, said.score, said.label, said.comment))
-        return {"object": "feedback", "request_id": said.request_id, "status": "recorded"}
+        async with AsyncExitStack() as holding:
+            claimed = await _claim(request, who, holding, [said.model_dump()])
+            if isinstance(claimed, StoredReply):
+                return Response(claimed.body, media_type=claimed.media_type, headers=claimed.headers)
+            content = json.dumps({"object": "feedback", "request_id": said.request_id, "status": "recorded"}).encode()
+            given = Feedback(said.request_id, who.tenant_id, said.score, said.label, said.comment)
+            await add_feedback(request.app.state.pool, given, (claimed, StoredReply({}, openai.JSON, content)) if claimed else None)
+            return Response(content, media_type=openai.JSON)
 
     _add_health(app)
 
@@ -200,12 +251,38 @@ def _add_health(app: FastAPI) -> None:
         return Response(request.app.state.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _events(chunks: AsyncIterator[dict[str, Any]], metrics: Metrics) -> AsyncIterator[bytes]:
+async def _claim(request: Request, who: Caller, holding: AsyncExitStack, parameters: list[Any]) -> Held | StoredReply | None:
+    """What the request's Idempotency-Key stands for; without one, nothing."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    idempotency: Idempotency = request.app.state.idempotency
+    claimed = await idempotency.claim(who.tenant_id, key, route=request.url.path, parameters=parameters)
+    if isinstance(claimed, Held):
+        await holding.enter_async_context(idempotency.holding(claimed))
+    return claimed
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events that are closed as soon as the client is gone, so that what feeds them can stop and settle."""
+
+    media_type = openai.EVENTS
+    body_iterator: AsyncGenerator[bytes, None]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self.body_iterator.aclose()
+
+
+async def _events(chunks: AsyncGenerator[dict[str, Any], None], holding: AsyncExitStack, metrics: Metrics) -> AsyncGenerator[bytes, None]:
     """Server-sent events; a failure after the first byte ends in a typed error event and never in [DONE]."""
     try:
-        async for chunk in chunks:
-            yield openai.event(chunk)
-        yield openai.DONE
+        async with holding, aclosing(chunks):
+            async for chunk in chunks:
+                yield openai.event(chunk)
+            yield openai.DONE
     except TutelageError as error:
         metrics.errors.labels(error.code).inc()
         yield openai.event(error.body())

@@ -115,19 +115,18 @@ def completion(request_id: str, *, created: int, model: str, answer: dict[str, A
     }
 
 
-def chunks_of(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """A finished completion as the chunks a stream would have sent, ending with each choice's finish reason."""
+def chunks_of(whole: dict[str, Any], *, spoken: bool, usage: bool) -> Iterator[dict[str, Any]]:
+    """A finished completion as the chunks of a stream: its words unless they were `spoken` already, each choice's finish reason,
+    and the usage if it was asked for."""
     frame = {k: whole[k] for k in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
-    for choice in whole["choices"]:
+    for choice in [] if spoken else whole["choices"]:
         message = {k: v for k, v in choice["message"].items() if v is not None}
-        yield frame | {"choices": [{"index": choice["index"], "delta": message, "finish_reason": None}]}
+        logprobs = {"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}
+        yield frame | {"choices": [{"index": choice["index"], "delta": message, "finish_reason": None, **logprobs}]}
     for choice in whole["choices"]:
         yield frame | {"choices": [{"index": choice["index"], "delta": {}, "finish_reason": choice["finish_reason"]}]}
-
-
-def usage_chunk(whole: dict[str, Any]) -> dict[str, Any]:
-    frame = {k: whole[k] for k in ("id", "created", "model")}
-    return frame | {"object": "chat.completion.chunk", "choices": [], "usage": whole["usage"]}
+    if usage:
+        yield frame | {"choices": [], "usage": whole["usage"]}
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -136,3 +135,5 @@ def event(value: dict[str, Any]) -> bytes:
 
 
 DONE = b"data: [DONE]\n\n"
+JSON = "application/json"
+EVENTS = "text/event-stream"

@@ -1,4 +1,4 @@
-"""A request on one page: authenticate → cache → route → call → record → reply.
+"""A request on one page: authenticate → admit → cache → join → route → call → record → reply.
 
 It refuses to know HTTP (`app.py`) and how any of the steps is done.
 """
@@ -7,19 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import logging
+import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
-from tutelage.errors import BackendFailed, BackendRefused, ModelNotFound, Unauthenticated, Unavailable
+from tutelage.errors import BackendFailed, BackendRefused, Forbidden, ModelNotFound, Suspended, Unauthenticated, Unavailable
 from tutelage.fleet.backends import Answer, Backend
 from tutelage.gateway import keys, openai
+from tutelage.gateway.admission import Admission, Estimate, Meter, Party
 from tutelage.gateway.cache import CacheKey, ExactCache, cache_key
+from tutelage.gateway.limits import Limits, agreed
 from tutelage.gateway.snapshot import TenantView, Watcher
 from tutelage.records import Attempt, CacheState, Interaction, Tier
 from tutelage.routing.confidence import score
@@ -27,6 +32,7 @@ from tutelage.routing.encoder import Encoder
 from tutelage.routing.policy import StudentSnapshot, accept, choose_student
 from tutelage.settings import ModelEntry, RoutingSettings
 from tutelage.stores.interactions import Recorder
+from tutelage.stores.replies import Held, StoredReply
 from tutelage.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -36,10 +42,20 @@ TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks."""
+    """Who asks: a tenant by one of its keys, with the limits of both. `models`: those the key may name (None: any)."""
 
-    tenant_id: str
-    key_id: str
+    tenant: Party
+    key: Party
+    models: frozenset[str] | None = None
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
+
+    @property
+    def tenant_id(self) -> str:
+        return self.tenant.id
+
+    @property
+    def key_id(self) -> str:
+        return self.key.id
 
 
 @dataclass(frozen=True)
@@ -80,10 +96,37 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes back to the client: the whole completion and the headers that say where it came from."""
+    """What goes back to the client: the whole completion as JSON, or the chunks of a stream that it has not had yet, and the
+    headers that say where it came from."""
 
-    body: dict[str, Any]
+    content: bytes
+    chunks: tuple[dict[str, Any], ...]
     headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request on its way: who asks what, since when (`started`, monotonic seconds), and the idempotency key it holds."""
+
+    request: openai.ChatRequest
+    caller: Caller
+    options: Options
+    held: Held | None
+    meter: Meter
+    started: float
+
+    @property
+    def id(self) -> str:
+        return self.meter.request_id
+
+    @property
+    def usage(self) -> bool:
+        """Whether a stream is to end with its usage."""
+        return self.request.stream_options is not None and self.request.stream_options.include_usage
+
+    @property
+    def given_domain(self) -> str | None:
+        return self.options.domain or (self.request.metadata or {}).get("domain")
 
 
 @dataclass(frozen=True)
@@ -112,9 +155,11 @@ class Pipeline:
         watcher: Watcher,
         cache: ExactCache,
         recorder: Recorder,
+        admission: Admission,
         encoder: Encoder,
         models: Models,
         routing: RoutingSettings,
+        reserve_tokens: int,
         secret: str,
         metrics: Metrics,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -122,12 +167,20 @@ class Pipeline:
         self._watcher = watcher
         self._cache = cache
         self._recorder = recorder
+        self._admission = admission
+        self._reserve_tokens = reserve_tokens
         self._encoder = encoder
         self._models = models
         self._routing = routing
         self._secret = secret
         self._metrics = metrics
         self._clock = clock
+        self._running: dict[CacheKey, asyncio.Task[tuple[Placed, Outcome]]] = {}
+        self._cut: set[asyncio.Task[None]] = set()  # streams whose client left, while they are being settled
+
+    async def close(self) -> None:
+        """Wait until streams that were cut off are recorded."""
+        await asyncio.gather(*self._cut, return_exceptions=True)
 
     def authenticate(self, authorization: str | None) -> Caller:
         """Raises Unauthenticated, or Unavailable while no keys have been read."""
@@ -136,46 +189,88 @@ class Pipeline:
         key = keys.check(presented, snapshot.keys.get(presented.id), pepper=self._secret, now=self._clock())
         if key.tenant_id is None:
             raise Unauthenticated("this is an operator key; requests need a tenant's key: tutelage keys create TENANT")
-        return Caller(key.tenant_id, key.id)
+        tenant = snapshot.tenants[key.tenant_id]
+        if tenant.status != "active":
+            raise Suspended("this tenant is suspended; its data is kept: ask your administrator to resume it")
+        return Caller(
+            Party("tenant", tenant.id, tenant.id, agreed(tenant.tier, tenant.limits)),
+            Party("key", tenant.id, key.id, Limits.model_validate(dict(key.limits))),
+            frozenset(key.models) if key.models is not None else None,
+            tenant.on_disconnect,
+        )
 
-    async def answer(self, request: openai.ChatRequest, caller: Caller, options: Options) -> Reply:
+    def admit(self, request: openai.ChatRequest, caller: Caller) -> AbstractAsyncContextManager[Meter]:
+        """The request's right to run, to be held until its reply has ended. Raises Forbidden; entering it, LimitReached."""
+        if caller.models is not None and request.model not in caller.models:
+            allowed = ", ".join(sorted(caller.models)) or "none"
+            raise Forbidden(f"this key may not use model {request.model!r}; it may use: {allowed}", param="model")
+        return self._admission.granted(f"chatcmpl-{uuid.uuid4().hex}", (caller.tenant, caller.key), self._estimate(request))
+
+    def _estimate(self, request: openai.ChatRequest) -> Estimate:
+        """The most that a request is likely to take: every third character a token, the longest answer it may get, the dearest
+        teacher that may answer."""
+        characters = sum(len(openai.text_of(message)) + 12 for message in request.messages)
+        prompt, longest = characters // 3 + 1, request.max_completion_tokens or request.max_tokens or self._reserve_tokens
+        answers = longest * (request.n or 1)
+        dearest = max((backend.price({}, prompt, answers) for _, backend in self._models.configured), default=0.0)
+        return Estimate(prompt + answers, math.ceil(dearest * 1e6))
+
+    async def answer(self, asked: Asked) -> Reply:
         """One request from start to end; its interaction is durable when this returns."""
-        started, request_id = time.monotonic(), f"chatcmpl-{uuid.uuid4().hex}"
-        view = self._watcher.current.view(caller.tenant_id)
-        place = cache_key(caller.tenant_id, request.shape(), secret=self._secret, generation=view.generation)
-        cached = await self._look_up(request, place, options)
+        view = self._watcher.current.view(asked.caller.tenant_id)
+        place = self._cache_key(asked, view)
+        cached = await self._look_up(asked, place)
         if isinstance(cached, Outcome):
-            placed = Placed(cached.domain, None, "served from cache")
-            return await self._finish(request, caller, options, cached, placed, "hit-exact", request_id, started)
-        placed = await self._place(request, view, options)
-        outcome = await self._route(request, view, placed)
-        reply = await self._finish(request, caller, options, outcome, placed, cached, request_id, started)
-        if cached == "miss":
-            await self._remember(place, outcome, placed)
+            return await self._finish(asked, cached, Placed(cached.domain, None, "served from cache"), "hit-exact")
+        if cached == "bypass":
+            placed, outcome = await self._place_and_route(asked, view)
+            return await self._finish(asked, outcome, placed, cached)
+        joined = place in self._running
+        placed, outcome = await self._together(place, asked, view)
+        if joined:
+            return await self._finish(asked, _shared(outcome), placed, "hit-exact")
+        reply = await self._finish(asked, outcome, placed, cached)
+        await self._remember(place, outcome, placed)
         return reply
 
-    async def stream(
-        self, request: openai.ChatRequest, caller: Caller, options: Options
-    ) -> tuple[dict[str, str], AsyncIterator[dict[str, Any]]]:
+    async def stream(self, asked: Asked) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         """As `answer`, in chunks. A model that answers alone is passed through as it speaks; a cascade must see the whole answer
         before it can judge it. The last chunk is held back until the interaction is durable."""
-        view = self._watcher.current.view(caller.tenant_id)
-        placed = await self._place(request, view, options)
-        alone = self._alone(request, view, placed)
-        if options.cache == "bypass" and alone is not None:
-            return await self._pass_through(request, caller, options, placed, alone)
-        place = cache_key(caller.tenant_id, request.shape(), secret=self._secret, generation=view.generation)
-        cached = await self._look_up(request, place, options)
-        if isinstance(cached, Outcome) or alone is None:
-            reply = await self.answer(request, caller, options)
-            return reply.headers, self._replay(reply.body, request)
-        return await self._pass_through(request, caller, options, placed, alone, place=place if cached == "miss" else None)
+        view = self._watcher.current.view(asked.caller.tenant_id)
+        placed = await self._place(asked, view)
+        alone = self._alone(asked.request, view, placed)
+        place = self._cache_key(asked, view)
+        cached = await self._look_up(asked, place)
+        if isinstance(cached, Outcome) or alone is None or place in self._running:
+            reply = await self.answer(asked)
+            return reply.headers, _each(reply.chunks)
+        return await self._pass_through(asked, placed, alone, place=place if cached == "miss" else None)
+
+    def _cache_key(self, asked: Asked, view: TenantView) -> CacheKey:
+        return cache_key(asked.caller.tenant_id, asked.request.shape(), secret=self._secret, generation=view.generation)
+
+    async def _together(self, place: CacheKey, asked: Asked, view: TenantView) -> tuple[Placed, Outcome]:
+        """Identical requests of a tenant that are under way at once share one call; it goes on while anybody may still want it."""
+        running = self._running.get(place)
+        if running is None:
+            running = self._running[place] = asyncio.create_task(self._place_and_route(asked, view))
+            running.add_done_callback(lambda done: self._over(place, done))
+        return await asyncio.shield(running)
+
+    def _over(self, place: CacheKey, done: asyncio.Task[tuple[Placed, Outcome]]) -> None:
+        self._running.pop(place, None)
+        if not done.cancelled():
+            done.exception()  # those who waited have it; if nobody did, asyncio must not complain
+
+    async def _place_and_route(self, asked: Asked, view: TenantView) -> tuple[Placed, Outcome]:
+        placed = await self._place(asked, view)
+        return placed, await self._route(asked.request, view, placed)
 
     # --- cache -----------------------------------------------------------------------------------------------------
 
-    async def _look_up(self, request: openai.ChatRequest, place: CacheKey, options: Options) -> Outcome | CacheState:
-        sampled = (request.temperature or 0) > 0 or (request.n or 1) > 1
-        if options.cache in ("bypass", "private") or sampled:
+    async def _look_up(self, asked: Asked, place: CacheKey) -> Outcome | CacheState:
+        sampled = (asked.request.temperature or 0) > 0 or (asked.request.n or 1) > 1
+        if asked.options.cache in ("bypass", "private") or sampled:
             return "bypass"
         found = await self._cache.get(place)
         if found is None:
@@ -200,12 +295,12 @@ class Pipeline:
 
     # --- route -----------------------------------------------------------------------------------------------------
 
-    async def _place(self, request: openai.ChatRequest, view: TenantView, options: Options) -> Placed:
-        given = options.domain or (request.metadata or {}).get("domain")
+    async def _place(self, asked: Asked, view: TenantView) -> Placed:
+        given = asked.given_domain
         if view.index is None:
             return Placed(given, None, "no domains yet")
         # the encoder computes without the interpreter's lock; a thread keeps the event loop answering
-        embedding = (await asyncio.to_thread(self._encoder.encode, [request.prompt()]))[0]
+        embedding = (await asyncio.to_thread(self._encoder.encode, [asked.request.prompt()]))[0]
         if given:
             return Placed(given, embedding.tobytes(), "the client named the domain")
         assignment = view.index.assign(embedding)
@@ -299,54 +394,54 @@ class Pipeline:
     # --- record and reply --------------------------------------------------------------------------------------------
 
     async def _finish(
-        self,
-        request: openai.ChatRequest,
-        caller: Caller,
-        options: Options,
-        outcome: Outcome,
-        placed: Placed,
-        state: CacheState,
-        request_id: str,
-        started: float,
+        self, asked: Asked, outcome: Outcome, placed: Placed, state: CacheState, *, spoken: Sequence[dict[str, Any]] | None = None
     ) -> Reply:
-        answer, now = outcome.answer, self._clock()
-        seconds = time.monotonic() - started
-        await self._recorder.record(
-            Interaction(
-                request_id=request_id,
-                tenant_id=caller.tenant_id,
-                key_id=caller.key_id,
-                created_at=now,
-                messages=request.conversation(),
-                prompt_hash=hashlib.sha256(request.prompt().encode()).digest(),
-                answer=answer.text,
-                model=outcome.model,
-                tier=outcome.tier,
-                route=outcome.route,
-                reason=outcome.reason,
-                cache=state,
-                domain=placed.domain,
-                given_domain=options.domain or (request.metadata or {}).get("domain"),
-                confidence=outcome.confidence,
-                finish_reason=answer.finish_reason,
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.completion_tokens,
-                tokens_estimated=answer.estimated,
-                cost_microusd=round(outcome.cost_usd * 1e6),
-                latency_ms=round(seconds * 1000),
-                embedding=placed.embedding,
-                attempts=outcome.attempts,
-            )
-        )
-        self._metrics.answered(outcome.tier, outcome.route, state, seconds, outcome.cost_usd)
+        """Record the interaction, and the reply if it has an idempotency key; then it may be given. `spoken`: what was streamed."""
+        now = self._clock()
         body = openai.completion(
-            request_id,
+            asked.id,
             created=int(now.timestamp()),
             model=outcome.model,
-            answer=self._visible(answer.body, request),
-            tokens=(answer.prompt_tokens, answer.completion_tokens),
+            answer=self._visible(outcome.answer.body, asked.request),
+            tokens=(outcome.answer.prompt_tokens, outcome.answer.completion_tokens),
         )
-        return Reply(body, self._headers(outcome, placed, state, request_id))
+        chunks = tuple(openai.chunks_of(body, spoken=spoken is not None, usage=asked.usage))
+        reply = Reply(json.dumps(body, ensure_ascii=False).encode(), chunks, self._headers(outcome, placed, state, asked.id))
+        kept = (asked.held, _stored(reply, spoken or (), stream=asked.request.stream)) if asked.held else None
+        await self._recorder.record(self._interaction(asked, outcome, placed, state, now), kept)
+        asked.meter.settle(
+            tokens=outcome.answer.prompt_tokens + outcome.answer.completion_tokens, cost_microusd=round(outcome.cost_usd * 1e6)
+        )
+        self._metrics.answered(outcome.tier, outcome.route, state, time.monotonic() - asked.started, outcome.cost_usd)
+        return reply
+
+    def _interaction(self, asked: Asked, outcome: Outcome, placed: Placed, state: CacheState, now: datetime) -> Interaction:
+        answer = outcome.answer
+        return Interaction(
+            request_id=asked.id,
+            tenant_id=asked.caller.tenant_id,
+            key_id=asked.caller.key_id,
+            created_at=now,
+            messages=asked.request.conversation(),
+            prompt_hash=hashlib.sha256(asked.request.prompt().encode()).digest(),
+            answer=answer.text,
+            model=outcome.model,
+            tier=outcome.tier,
+            route=outcome.route,
+            reason=outcome.reason,
+            cache=state,
+            domain=placed.domain,
+            given_domain=asked.given_domain,
+            confidence=outcome.confidence,
+            finish_reason=answer.finish_reason,
+            prompt_tokens=answer.prompt_tokens,
+            completion_tokens=answer.completion_tokens,
+            tokens_estimated=answer.estimated,
+            cost_microusd=round(outcome.cost_usd * 1e6),
+            latency_ms=round((time.monotonic() - asked.started) * 1000),
+            embedding=placed.embedding,
+            attempts=outcome.attempts,
+        )
 
     @staticmethod
     def _visible(body: dict[str, Any], request: openai.ChatRequest) -> dict[str, Any]:
@@ -373,56 +468,71 @@ class Pipeline:
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
-    @staticmethod
-    async def _replay(body: dict[str, Any], request: openai.ChatRequest) -> AsyncIterator[dict[str, Any]]:
-        for chunk in openai.chunks_of(body):
-            yield chunk
-        if request.stream_options and request.stream_options.include_usage:
-            yield openai.usage_chunk(body)
-
     async def _pass_through(
-        self,
-        request: openai.ChatRequest,
-        caller: Caller,
-        options: Options,
-        placed: Placed,
-        alone: tuple[Tier, Backend, str],
-        *,
-        place: CacheKey | None = None,
-    ) -> tuple[dict[str, str], AsyncIterator[dict[str, Any]]]:
+        self, asked: Asked, placed: Placed, alone: tuple[Tier, Backend, str], *, place: CacheKey | None
+    ) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         tier, backend, reason = alone
-        started, request_id = time.monotonic(), f"chatcmpl-{uuid.uuid4().hex}"
-        others = [b for b in self._models.teachers(placed.domain) if b is not backend] if request.model == "auto" else []
-        backend, chunks, first = await self._first_chunk(request, [backend, *others])
-        route = "always-teacher" if request.model == "auto" else "direct"
+        routed = asked.request.model == "auto"
+        others = [b for b in self._models.teachers(placed.domain) if b is not backend] if routed else []
+        backend, chunks, first = await self._first_chunk(asked.request, [backend, *others])
+        route = "always-teacher" if routed else "direct"
         state: CacheState = "miss" if place is not None else "bypass"
+        payload = self._payload(asked.request)
 
-        async def speak() -> AsyncIterator[dict[str, Any]]:
-            heard = _Heard(request_id, int(self._clock().timestamp()), backend.name)
-            yield heard.listen(first)
-            async for chunk in chunks:
-                # finish reasons are withheld: they are the acknowledgement, and nothing is acknowledged before it is recorded
-                visible = heard.listen(chunk)
-                if visible["choices"]:
-                    yield visible
-            outcome = Outcome(heard.answer(backend, self._payload(request), self._encoder.count_tokens), backend.name, tier, route, reason)
-            reply = await self._finish(request, caller, options, outcome, placed, state, request_id, started)
-            if place is not None:
-                await self._remember(place, outcome, placed)
-            for chunk in list(openai.chunks_of(reply.body))[len(reply.body["choices"]) :]:
-                yield chunk
-            if request.stream_options and request.stream_options.include_usage:
-                yield openai.usage_chunk(reply.body)
+        async def speak() -> AsyncGenerator[dict[str, Any], None]:
+            heard = _Heard(asked.id, int(self._clock().timestamp()), backend.name)
+            spoken: list[dict[str, Any]] = []
+            ended = "cancelled"  # how the stream ends for the client, unless something else becomes of it
+            try:
+                async with aclosing(chunks):
+                    spoken.append(heard.listen(first))
+                    yield spoken[-1]
+                    async for chunk in chunks:
+                        # finish reasons are withheld: they are the acknowledgement, and nothing is acknowledged before it is recorded
+                        visible = heard.listen(chunk)
+                        if visible["choices"]:
+                            spoken.append(visible)
+                            yield visible
+                ended = "whole"
+                outcome = Outcome(heard.answer(backend, payload, self._encoder.count_tokens), backend.name, tier, route, reason)
+                reply = await self._finish(asked, outcome, placed, state, spoken=spoken)
+                ended = "recorded"
+                if place is not None:
+                    await self._remember(place, outcome, placed)
+                for chunk in reply.chunks:
+                    yield chunk
+            except BackendFailed:
+                ended = "error"
+                raise
+            finally:
+                if ended in ("cancelled", "error"):
+                    answer = heard.answer(backend, payload, self._encoder.count_tokens, ended=ended)
+                    self._settle(asked, Outcome(answer, backend.name, tier, route, reason), placed, state)
 
         headers = self._headers(
-            Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, tier, route, reason), placed, state, request_id
+            Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, tier, route, reason), placed, state, asked.id
         )
         headers.pop("x-tutelage-cost-usd")  # not known before the stream has ended; the usage chunk and the ledger have it
         return headers, speak()
 
+    def _settle(self, asked: Asked, outcome: Outcome, placed: Placed, state: CacheState) -> None:
+        """Bill what was produced of a stream that did not come to its end. It outlives the request that was cut off."""
+        answer = outcome.answer
+        asked.meter.settle(tokens=answer.prompt_tokens + answer.completion_tokens, cost_microusd=round(outcome.cost_usd * 1e6))
+
+        async def record() -> None:
+            try:
+                await self._finish(replace(asked, held=None), outcome, placed, state)
+            except Unavailable as failed:
+                log.error("a cut stream could not be recorded: request %s: %s", asked.id, failed.message)
+
+        task = asyncio.create_task(record())
+        self._cut.add(task)
+        task.add_done_callback(self._cut.discard)
+
     async def _first_chunk(
         self, request: openai.ChatRequest, backends: list[Backend]
-    ) -> tuple[Backend, AsyncIterator[dict[str, Any]], dict[str, Any]]:
+    ) -> tuple[Backend, AsyncGenerator[dict[str, Any], None], dict[str, Any]]:
         """The first backend that begins to speak: until then another may take over and nothing visible breaks."""
         failures = []
         for backend in backends:
@@ -462,14 +572,17 @@ class _Heard:
                 visible.append({**part, "finish_reason": None})
         return self._frame | {"choices": visible}
 
-    def answer(self, backend: Backend, payload: dict[str, Any], count: Callable[[str], int]) -> Answer:
-        choices = []
+    def answer(self, backend: Backend, payload: dict[str, Any], count: Callable[[str], int], *, ended: str | None = None) -> Answer:
+        """What was heard as a whole answer; `ended` says how one ended that was cut off. Raises BackendFailed for no answer at all."""
+        choices: list[dict[str, Any]] = []
         for index, heard in sorted(self._choices.items()):
             message: dict[str, Any] = {"role": "assistant", "content": "".join(heard["content"])}
             if heard["tool_calls"]:
                 message["tool_calls"] = [call for _, call in sorted(heard["tool_calls"].items())]
             logprobs = {"content": heard["logprobs"]} if heard["logprobs"] else None
-            choices.append({"index": index, "message": message, "finish_reason": heard["finish_reason"], "logprobs": logprobs})
+            choices.append({"index": index, "message": message, "finish_reason": ended or heard["finish_reason"], "logprobs": logprobs})
+        if ended and not choices:
+            choices.append({"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": ended, "logprobs": None})
         if not choices:
             raise BackendFailed(f"model {backend.name} ended its stream without an answer")
         body = {"choices": choices, "usage": self._usage, "system_fingerprint": self._fingerprint}
@@ -486,3 +599,22 @@ def _merge_call(known: dict[str, Any], part: dict[str, Any]) -> None:
     function = known.setdefault("function", {"name": "", "arguments": ""})
     for field in ("name", "arguments"):
         function[field] += (part.get("function") or {}).get(field) or ""
+
+
+def _shared(outcome: Outcome) -> Outcome:
+    """An outcome as a later one of identical requests gets it: the first has paid for it."""
+    return replace(
+        outcome, answer=replace(outcome.answer, cost_usd=0.0), route="coalesced", reason="the same request was being answered", attempts=()
+    )
+
+
+def _stored(reply: Reply, spoken: Sequence[dict[str, Any]], *, stream: bool) -> StoredReply:
+    """The reply as it goes out, byte for byte."""
+    if not stream:
+        return StoredReply(reply.headers, openai.JSON, reply.content)
+    return StoredReply(reply.headers, openai.EVENTS, b"".join(openai.event(c) for c in [*spoken, *reply.chunks]) + openai.DONE)
+
+
+async def _each(chunks: Sequence[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:
+    for chunk in chunks:
+        yield chunk

@@ -9,17 +9,21 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import asyncpg
 
-from tutelage.errors import NotFound, Unavailable
+from tutelage.errors import IdempotencyConflict, NotFound, Unavailable
 from tutelage.records import Attempt, Feedback, Interaction
+from tutelage.stores import replies
 from tutelage.stores.database import Pool
+from tutelage.stores.replies import Held, StoredReply
 
 log = logging.getLogger(__name__)
 
+TAKEN_OVER = "another request with this Idempotency-Key took over; send it again to get its reply"
 COLUMNS = (
     "request_id", "tenant_id", "key_id", "created_at", "messages", "prompt_hash", "answer", "model", "tier", "route", "reason", "cache",
     "domain", "given_domain", "confidence", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd",
@@ -33,6 +37,15 @@ INSERT_ATTEMPT = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """One interaction that waits to be durable, with the reply to keep if its request holds an idempotency key."""
+
+    interaction: Interaction
+    kept: tuple[Held, StoredReply] | None
+    done: asyncio.Future[None]
+
+
 class Recorder:
     """Group commit: rows of concurrent requests go to PostgreSQL in one transaction, with one flush to disk for all.
 
@@ -44,7 +57,7 @@ class Recorder:
         self._flush = flush_seconds
         self._batch = batch_rows
         self._deadline = deadline_seconds
-        self._queue: asyncio.Queue[tuple[Interaction, asyncio.Future[None]]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -58,10 +71,15 @@ class Recorder:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def record(self, interaction: Interaction) -> None:
-        """Returns when the interaction is durable. Raises Unavailable when the database did not take it in time."""
+    async def record(self, interaction: Interaction, kept: tuple[Held, StoredReply] | None = None) -> None:
+        """Returns when the interaction, and the reply to keep, are durable.
+
+        Raises:
+            Unavailable: the database did not take it in time.
+            IdempotencyConflict: the right to answer has passed to another request; nothing was recorded.
+        """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((interaction, done))
+        self._queue.put_nowait(_Entry(interaction, kept, done))
         try:
             await asyncio.wait_for(asyncio.shield(done), self._deadline)
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
@@ -75,57 +93,75 @@ class Recorder:
             while len(batch) < self._batch and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             # a caller that gave up was told so: writing its row now would record an answer nobody got
-            await self._settle([entry for entry in batch if not entry[1].done()])
+            await self._settle([entry for entry in batch if not entry.done.done()])
             for _ in batch:
                 self._queue.task_done()
 
-    async def _settle(self, batch: list[tuple[Interaction, asyncio.Future[None]]]) -> None:
+    async def _settle(self, batch: list[_Entry]) -> None:
         """Write a batch and tell every waiter how it went."""
-        failure: BaseException | None = None
+        failure: Exception | None = None
+        lost: list[_Entry] = []
         try:
-            await self._write([interaction for interaction, _ in batch])
+            lost = await self._write(batch)
         except Exception as broken:  # whatever it was, every waiter must hear of it
             log.warning("recording %d interactions failed: %r", len(batch), broken)
             failure = broken if isinstance(broken, OSError | asyncpg.PostgresError) else OSError(repr(broken))
-        for _, done in batch:
-            if done.done():
-                continue
-            if failure is None:
-                done.set_result(None)
+        for entry in batch:
+            if entry in lost:
+                failed: Exception | None = IdempotencyConflict(TAKEN_OVER, retry_after=1)
             else:
-                done.set_exception(failure)
-                done.exception()  # a waiter that left meanwhile must not make asyncio complain
+                failed = failure
+            if entry.done.done():
+                continue
+            if failed is None:
+                entry.done.set_result(None)
+            else:
+                entry.done.set_exception(failed)
+                entry.done.exception()  # a waiter that left meanwhile must not make asyncio complain
 
-    async def _write(self, interactions: Sequence[Interaction]) -> None:
-        if not interactions:
-            return
-        attempts = [
-            (i.request_id, position, *(getattr(attempt, c) for c in ATTEMPT_COLUMNS))
-            for i in interactions
-            for position, attempt in enumerate(i.attempts)
-        ]
+    async def _write(self, batch: Sequence[_Entry]) -> list[_Entry]:
+        """Write all in one transaction, but for those whose idempotency key has passed to another request: they are returned."""
+        if not batch:
+            return []
         async with self._pool.acquire() as connection, connection.transaction():
-            await connection.executemany(INSERT, [tuple(getattr(i, c) for c in COLUMNS) for i in interactions])
+            lost = [entry for entry in batch if entry.kept and not await replies.keep(connection, *entry.kept)]
+            interactions = [entry.interaction for entry in batch if entry not in lost]
+            attempts = [
+                (i.request_id, position, *(getattr(attempt, c) for c in ATTEMPT_COLUMNS))
+                for i in interactions
+                for position, attempt in enumerate(i.attempts)
+            ]
+            if interactions:
+                await connection.executemany(INSERT, [tuple(getattr(i, c) for c in COLUMNS) for i in interactions])
             if attempts:
                 await connection.executemany(INSERT_ATTEMPT, attempts)
+        return lost
 
 
-async def add_feedback(pool: Pool, feedback: Feedback) -> None:
-    """Raises NotFound when the tenant has no such interaction (another tenant's looks the same as none)."""
-    created = await pool.fetchval(
-        "insert into feedback (request_id, tenant_id, score, label, comment) "
-        "select request_id, tenant_id, $3, $4, $5 from interactions where request_id = $1 and tenant_id = $2 returning id",
-        feedback.request_id,
-        feedback.tenant_id,
-        feedback.score,
-        feedback.label,
-        feedback.comment,
-    )
-    if created is None:
-        raise NotFound(
-            f"no interaction {feedback.request_id!r}; use the x-request-id of a reply to this tenant",
-            param="request_id",
+async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredReply] | None = None) -> None:
+    """Add it, and keep the reply of a request that holds an idempotency key.
+
+    Raises:
+        NotFound: the tenant has no such interaction (another tenant's looks the same as none).
+        IdempotencyConflict: the right to answer has passed to another request; nothing was added.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        created = await connection.fetchval(
+            "insert into feedback (request_id, tenant_id, score, label, comment) "
+            "select request_id, tenant_id, $3, $4, $5 from interactions where request_id = $1 and tenant_id = $2 returning id",
+            feedback.request_id,
+            feedback.tenant_id,
+            feedback.score,
+            feedback.label,
+            feedback.comment,
         )
+        if created is None:
+            raise NotFound(
+                f"no interaction {feedback.request_id!r}; use the x-request-id of a reply to this tenant",
+                param="request_id",
+            )
+        if kept and not await replies.keep(connection, *kept):
+            raise IdempotencyConflict(TAKEN_OVER, retry_after=1)
 
 
 async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None) -> list[dict[str, Any]]:
@@ -185,3 +221,18 @@ async def usage(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
         tenant_id,
     )
     return [dict(row) for row in rows]
+
+
+async def used(pool: Pool, tenant_id: str, key_id: str | None, *, day: datetime, month: datetime) -> tuple[int, int]:
+    """Queries since `day` and micro-dollars since `month`, of a tenant or of one of its keys."""
+    row = await pool.fetchrow(
+        """
+        select count(*) filter (where created_at >= $3)::bigint as queries, coalesce(sum(cost_microusd), 0)::bigint as cost
+        from interactions where tenant_id = $1 and ($2::text is null or key_id = $2) and created_at >= least($3::timestamptz, $4)
+        """,
+        tenant_id,
+        key_id,
+        day,
+        month,
+    )
+    return (0, 0) if row is None else (int(row["queries"]), int(row["cost"]))

@@ -10,6 +10,9 @@ from tutelage.records import Key, Tenant
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
+TENANT = "id, name, tier, status, limits, on_disconnect"
+KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits"
+CHANGEABLE = ("tier", "status", "limits", "on_disconnect")
 
 
 async def bump(connection: Any) -> None:
@@ -34,7 +37,8 @@ async def create_tenant(pool: Pool, tenant: Tenant) -> None:
 
 
 async def list_tenants(pool: Pool) -> list[Tenant]:
-    return [Tenant(**row) for row in await pool.fetch("select id, name, tier, status from tenants order by created_at, id")]
+    rows = await pool.fetch(f"select {TENANT} from tenants order by created_at, id")  # noqa: S608 - constant
+    return [Tenant(**row) for row in rows]
 
 
 async def find_tenant(pool: Pool, name_or_id: str) -> Tenant:
@@ -47,21 +51,32 @@ async def find_tenant(pool: Pool, name_or_id: str) -> Tenant:
     raise NotFound(f"no tenant {name_or_id!r}; known: {known}")
 
 
+async def change_tenant(pool: Pool, tenant_id: str, column: str, value: Any) -> None:
+    """Set one of CHANGEABLE; every gateway worker knows within its snapshot's age. Raises ValueError for another column."""
+    if column not in CHANGEABLE:
+        raise ValueError(f"{column!r} of a tenant cannot be changed; changeable: {', '.join(CHANGEABLE)}")
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(f"update tenants set {column} = $2 where id = $1", tenant_id, value)  # noqa: S608 - one of CHANGEABLE
+        await bump(connection)
+
+
 async def add_key(pool: Pool, key: Key) -> None:
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute(
-            "insert into keys (id, tenant_id, role, hash, expires_at) values ($1, $2, $3, $4, $5)",
+            "insert into keys (id, tenant_id, role, hash, expires_at, models, limits) values ($1, $2, $3, $4, $5, $6, $7)",
             key.id,
             key.tenant_id,
             key.role,
             key.hash,
             key.expires_at,
+            key.models,
+            dict(key.limits),
         )
         await bump(connection)
 
 
 async def list_keys(pool: Pool) -> list[Key]:
-    rows = await pool.fetch("select id, tenant_id, role, hash, expires_at, revoked_at from keys order by created_at, id")
+    rows = await pool.fetch(f"select {KEY} from keys order by created_at, id")  # noqa: S608 - constant
     return [Key(**row) for row in rows]
 
 
@@ -70,8 +85,7 @@ async def end_key(pool: Pool, key_id: str, *, at: datetime, revoke: bool) -> Key
     column = "revoked_at" if revoke else "expires_at"
     async with pool.acquire() as connection, connection.transaction():
         row = await connection.fetchrow(
-            f"update keys set {column} = $2 where id = $1 "  # noqa: S608 - one of two literals above
-            "returning id, tenant_id, role, hash, expires_at, revoked_at",
+            f"update keys set {column} = $2 where id = $1 returning {KEY}",  # noqa: S608 - one of two literals above
             key_id,
             at,
         )

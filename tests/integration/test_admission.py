@@ -1,0 +1,192 @@
+"""Limits on a real Valkey: all workers count together, a refused request uses up nothing, and an outage stays inside its bound."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import valkey.asyncio
+
+from tutelage.errors import LimitReached
+from tutelage.fleet import engines
+from tutelage.gateway.admission import Admission, Estimate, Meter, Party, Used
+from tutelage.gateway.limits import Limits
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+NOTHING = Estimate(0, 0)
+
+
+class Ledger:
+    """What was recorded, as the database would say it."""
+
+    def __init__(self) -> None:
+        self.queries = self.cost = self.asked = 0
+
+    async def used(self, _party: Party, _now: datetime) -> Used:
+        self.asked += 1
+        return Used(self.queries, self.cost)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger()
+
+
+@pytest.fixture
+async def workers(servers: engines.Engines, ledger: Ledger) -> AsyncIterator[list[Admission]]:
+    """Three gateway workers on one Valkey."""
+    made = [build(servers.valkey_url, ledger) for _ in range(3)]
+    yield made
+    for admission in made:
+        await admission.close()
+
+
+def build(url: str, ledger: Ledger, **changes: Any) -> Admission:
+    options: dict[str, Any] = {"deadline_seconds": 1.0, "slot_seconds": 60, "clock": lambda: NOW}
+    return Admission(url, used=ledger.used, **(options | changes))
+
+
+def party(**limits: int) -> Party:
+    tenant = f"ten_{uuid.uuid4().hex[:8]}"
+    return Party("tenant", tenant, tenant, Limits(**limits))
+
+
+async def answer(admission: Admission, who: Party, *, reserve: Estimate = NOTHING, take: Estimate | None = NOTHING) -> str:
+    """One request that is answered at once: "answered", or the code of the limit that forbade it."""
+    try:
+        async with admission.granted(uuid.uuid4().hex, (who,), reserve) as meter:
+            if take is not None:
+                meter.settle(tokens=take.tokens, cost_microusd=take.cost_microusd)
+    except LimitReached as reached:
+        return reached.code
+    return "answered"
+
+
+async def test_concurrency_is_exact_across_workers_and_an_ended_request_makes_room(workers: list[Admission]) -> None:
+    who, most, running = party(concurrent=4), 0, 0
+
+    async def hold(admission: Admission) -> str:
+        nonlocal most, running
+        try:
+            async with admission.granted(uuid.uuid4().hex, (who,), NOTHING):
+                running += 1
+                most = max(most, running)
+                await asyncio.sleep(0.1)
+                running -= 1
+        except LimitReached as reached:
+            return reached.code
+        return "answered"
+
+    told = await asyncio.gather(*(hold(workers[n % 3]) for n in range(30)))
+    assert most == 4
+    assert sorted(told) == ["answered"] * 4 + ["concurrency_limit"] * 26
+    assert await answer(workers[0], who) == "answered"
+
+
+async def test_a_days_queries_are_exact_across_workers_and_a_failed_request_is_no_query(workers: list[Admission]) -> None:
+    who = party(queries_per_day=20)
+    assert await answer(workers[0], who, take=None) == "answered"
+    told = await asyncio.gather(*(answer(workers[n % 3], who) for n in range(50)))
+    assert told.count("answered") == 20
+    assert told.count("daily_quota_exceeded") == 30
+
+
+async def test_a_refused_request_says_when_to_come_back_and_uses_up_nothing(workers: list[Admission]) -> None:
+    who = party(queries_per_day=5, requests_per_minute=2)
+    assert [await answer(workers[0], who) for _ in range(3)] == ["answered", "answered", "rate_limit_exceeded"]
+    with pytest.raises(LimitReached) as refused:
+        async with workers[1].granted("r", (who,), NOTHING):
+            pass
+    assert 20 <= (refused.value.retry_after or 0) <= 30  # two a minute: half a minute for one more
+    client = await _client(workers[0])
+    assert await client.get(who.counters(NOW)[1]) == b"2"
+
+
+async def test_spend_is_reserved_before_and_settled_after(workers: list[Admission]) -> None:
+    who = party(spend_per_month_microusd=100)
+    async with workers[0].granted("r1", (who,), Estimate(0, 70)) as first:
+        assert await answer(workers[1], who, reserve=Estimate(0, 40)) == "spend_limit_reached"
+        first.settle(tokens=0, cost_microusd=10)
+    assert await answer(workers[1], who, reserve=Estimate(0, 40), take=Estimate(0, 90)) == "answered"
+    assert await answer(workers[2], who, reserve=Estimate(0, 1)) == "spend_limit_reached"
+
+
+async def test_tokens_a_minute_are_charged_by_what_was_really_used(workers: list[Admission]) -> None:
+    who = party(tokens_per_minute=1000)
+    assert await answer(workers[0], who, reserve=Estimate(900, 0), take=Estimate(100, 0)) == "answered"
+    assert await answer(workers[1], who, reserve=Estimate(800, 0), take=Estimate(800, 0)) == "answered"
+    assert await answer(workers[2], who, reserve=Estimate(800, 0)) == "token_rate_exceeded"
+
+
+async def test_a_key_has_its_own_limit_within_its_tenants(workers: list[Admission]) -> None:
+    tenant = party(queries_per_day=5)
+    small, large = (Party("key", tenant.id, f"k{n}", Limits(queries_per_day=n)) for n in (2, 9))
+    told: dict[str, list[str]] = {"small": [], "large": []}
+    for name, key, times in (("small", small, 3), ("large", large, 4)):
+        for _ in range(times):
+            try:
+                async with workers[0].granted(uuid.uuid4().hex, (tenant, key), NOTHING) as meter:
+                    meter.settle(tokens=0, cost_microusd=0)
+                told[name].append("answered")
+            except LimitReached as reached:
+                told[name].append(reached.message.partition(":")[0])
+    assert told["small"] == ["answered", "answered", "limit of this key"]
+    assert told["large"] == ["answered"] * 3 + ["limit of this tenant"]
+
+
+async def test_an_emptied_valkey_grants_no_second_quota(workers: list[Admission], ledger: Ledger) -> None:
+    who = party(queries_per_day=10)
+    assert [await answer(workers[0], who) for _ in range(8)] == ["answered"] * 8
+    ledger.queries = 8
+    client = await _client(workers[0])
+    await client.delete(*who.counters(NOW))
+    told = await asyncio.gather(*(answer(workers[n % 3], who) for n in range(9)))
+    assert told.count("answered") == 2
+    assert ledger.asked >= 2
+
+
+async def test_a_dead_valkey_leaves_each_worker_its_part_of_a_hundredth(ledger: Ledger) -> None:
+    admission = build("redis://127.0.0.1:9", ledger, pause_seconds=60)
+    who = party(queries_per_day=500)
+    told = [await answer(admission, who) for _ in range(9)]
+    assert told == ["answered"] * 5 + ["daily_quota_exceeded"] * 4
+    assert admission.degraded
+    await admission.close()
+
+
+async def test_a_valkey_that_accepts_and_never_answers_is_waited_for_once_not_by_every_request(ledger: Ledger) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(64)
+        admission = build(f"redis://127.0.0.1:{listening.getsockname()[1]}", ledger, deadline_seconds=0.05, pause_seconds=60)
+        waited: list[float] = []
+        for _ in range(20):
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            assert await answer(admission, party(queries_per_day=1000)) == "answered"
+            waited.append(loop.time() - started)
+        assert sum(seconds >= 0.05 for seconds in waited) == 1
+        await admission.close()
+
+
+async def test_a_slot_of_a_worker_that_died_ends_by_itself(servers: engines.Engines, ledger: Ledger) -> None:
+    who = party(concurrent=1)
+    dead, live = build(servers.valkey_url, ledger, slot_seconds=0.2), build(servers.valkey_url, ledger)
+    await dead._take(Meter("r1", (who,), NOW, NOTHING))  # it is never given back
+    assert await answer(live, who) == "concurrency_limit"
+    await asyncio.sleep(0.3)
+    assert await answer(live, who) == "answered"
+    for admission in (dead, live):
+        with contextlib.suppress(OSError):
+            await admission.close()
+
+
+async def _client(admission: Admission) -> valkey.asyncio.Valkey:
+    client: valkey.asyncio.Valkey = admission._client
+    return client

@@ -1,0 +1,256 @@
+"""May this request run now? One script in Valkey decides for all workers at once, and takes from every limit or from none.
+
+While Valkey is slow, dead or emptied a worker goes on by itself: each tenant gets this worker's part of a hundredth of its daily
+queries, and its part of the rest, until Valkey is back; counters that are gone are read from the ledger. So the stated bounds hold:
+exact while Valkey is up, at most 1 % of a daily quota beyond it, and what was in flight, otherwise. It refuses to know what a request says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import valkey.asyncio
+from valkey.exceptions import ValkeyError
+
+from tutelage.errors import LimitReached
+from tutelage.gateway.limits import Limits
+
+log = logging.getLogger(__name__)
+
+OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
+SCRIPTS = Path(__file__).parent / "scripts"
+LIMITS = ("concurrent", "queries_per_day", "requests_per_minute", "tokens_per_minute", "spend_per_month_microusd")
+TOLD = {
+    "concurrent": ("concurrency_limit", "{limit} requests at once are allowed and that many are running; wait for one to end"),
+    "queries_per_day": ("daily_quota_exceeded", "the {limit} queries of this UTC day are used up; ask your administrator for more"),
+    "requests_per_minute": ("rate_limit_exceeded", "{limit} requests a minute are allowed; slow down"),
+    "tokens_per_minute": ("token_rate_exceeded", "{limit} tokens a minute are allowed; slow down or ask for fewer tokens"),
+    "spend_per_month_microusd": ("spend_limit_reached", "the spend limit of this UTC month ({limit} micro-dollars) is reached"),
+}
+FAULTS = (TimeoutError, ValkeyError, OSError)
+
+Scope = Literal["tenant", "key"]
+
+
+@dataclass(frozen=True)
+class Party:
+    """A tenant, or one key of it, with its limits. The tenant is part of every counter's name."""
+
+    scope: Scope
+    tenant_id: str
+    id: str
+    limits: Limits
+
+    def counters(self, now: datetime) -> list[str]:
+        """The names of its counters, in the order of LIMITS."""
+        head = f"tutelage:{self.scope}:{self.tenant_id}:{self.id}"
+        return [f"{head}:slots", f"{head}:day:{now:%Y%m%d}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{now:%Y%m}"]
+
+    def bounds(self) -> list[int]:
+        """Its limits in the order of LIMITS; -1 for none."""
+        return [-1 if (limit := getattr(self.limits, name)) is None else limit for name in LIMITS]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request may take before anybody knows: tokens in and out, micro-dollars."""
+
+    tokens: int
+    cost_microusd: int
+
+
+@dataclass
+class Meter:
+    """What a running request was granted, and what it really took once it is in the ledger (nothing, not a query, when it failed)."""
+
+    request_id: str
+    parties: tuple[Party, ...]
+    at: datetime
+    reserved: Estimate
+    local: bool = False
+    taken: Estimate | None = None
+
+    def settle(self, *, tokens: int, cost_microusd: int) -> None:
+        self.taken = Estimate(tokens, cost_microusd)
+
+
+@dataclass(frozen=True)
+class Used:
+    """What the ledger says a party has used: queries of this UTC day, micro-dollars of this UTC month."""
+
+    queries: int
+    cost_microusd: int
+
+
+@dataclass
+class Share:
+    """What one worker lets through for one party while nobody counts for all workers: a pure rule, told the time (seconds)."""
+
+    limits: Limits
+    workers: int
+    running: int = 0
+    queries: int = 0
+    level: float = field(init=False)
+    at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.level = self._rate()
+
+    def _rate(self) -> float:
+        return math.inf if self.limits.requests_per_minute is None else max(1.0, self.limits.requests_per_minute / self.workers)
+
+    def refusal(self, now: float) -> str | None:
+        """The limit that forbids another request now, if one does."""
+        limits = self.limits
+        self.level = min(self._rate(), self.level + max(0.0, now - self.at) * self._rate() / 60) if self.at else self.level
+        self.at = now
+        if limits.concurrent is not None and self.running >= max(1, limits.concurrent // self.workers):
+            return "concurrent"
+        if limits.queries_per_day is not None and self.queries >= math.floor(OUTAGE_SHARE * limits.queries_per_day / self.workers):
+            return "queries_per_day"
+        return "requests_per_minute" if self.level < 1 else None
+
+    def take(self) -> None:
+        self.running += 1
+        self.queries += 1
+        self.level -= 1
+
+
+class Admission:
+    """Grants requests their part of every limit. `used` reads the ledger; `lost` is told of requests whose worker died."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        used: Callable[[Party, datetime], Awaitable[Used]],
+        deadline_seconds: float,
+        slot_seconds: float,
+        pause_seconds: float = 1.0,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
+        self._admit = self._client.register_script((SCRIPTS / "admit.lua").read_text())
+        self._release = self._client.register_script((SCRIPTS / "release.lua").read_text())
+        self._used = used
+        self._deadline = deadline_seconds
+        self._slot_ms = round(slot_seconds * 1000)
+        self._pause = pause_seconds
+        self._clock = clock
+        self._monotonic = monotonic
+        self._down_until = 0.0
+        self._shares: dict[tuple[Scope, str, str], Share] = {}
+        self._worker = uuid.uuid4().hex[:12]
+        self.workers = 1
+
+    @property
+    def degraded(self) -> bool:
+        """Whether this worker counts for itself just now."""
+        return self._monotonic() < self._down_until
+
+    @asynccontextmanager
+    async def granted(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> AsyncIterator[Meter]:
+        """Let a request run, or raise LimitReached; what it has not taken at the end is given back."""
+        meter = Meter(request_id, tuple(parties), self._clock(), reserved)
+        await self._take(meter)
+        try:
+            yield meter
+        finally:
+            await asyncio.shield(self._give_back(meter))
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _take(self, meter: Meter) -> None:
+        if not self.degraded:
+            try:
+                limit, party, wait_ms = await asyncio.wait_for(self._ask(meter), self._deadline)
+            except FAULTS as failed:
+                log.warning("limits are counted in this worker for a while: %r", failed)
+                self._down_until = self._monotonic() + self._pause
+            else:
+                if limit != "unknown":
+                    _refuse_if(limit, party, meter, wait_ms)
+                    self._shares.clear()
+                    return
+                await self._remember(party, meter)
+                return await self._take(meter)
+        meter.local = True
+        self._take_locally(meter)
+
+    async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
+        keys = [name for party in meter.parties for name in party.counters(meter.at)]
+        bounds = [bound for party in meter.parties for bound in party.bounds()]
+        reserved = meter.reserved
+        arguments = [meter.request_id, self._slot_ms, reserved.tokens, reserved.cost_microusd, *bounds]
+        limit, party, wait_ms = await self._admit(keys=keys, args=arguments)
+        return limit.decode(), meter.parties[int(party)], int(wait_ms)
+
+    async def _remember(self, party: Party, meter: Meter) -> None:
+        """Set counters that are gone from what the ledger says; the first worker to do so wins."""
+        used = await self._used(party, meter.at)
+        _, day, _, _, month = party.counters(meter.at)
+        try:
+            await asyncio.wait_for(self._set(day, used.queries, month, used.cost_microusd), self._deadline)
+        except FAULTS as failed:
+            log.warning("counters could not be set from the ledger: %r", failed)
+            self._down_until = self._monotonic() + self._pause
+
+    async def _set(self, day: str, queries: int, month: str, cost: int) -> None:
+        await self._client.set(day, queries, nx=True, ex=2 * 86_400)
+        await self._client.set(month, cost, nx=True, ex=40 * 86_400)
+
+    def _take_locally(self, meter: Meter) -> None:
+        shares = [
+            self._shares.setdefault((party.scope, party.tenant_id, party.id), Share(party.limits, self.workers)) for party in meter.parties
+        ]
+        for party, share in zip(meter.parties, shares, strict=True):
+            limit = share.refusal(self._monotonic())
+            if limit is not None:
+                _refuse_if(limit, party, meter, round(self._pause * 1000))
+        for share in shares:
+            share.take()
+
+    async def _give_back(self, meter: Meter) -> None:
+        if meter.local:
+            for party in meter.parties:
+                share = self._shares.get((party.scope, party.tenant_id, party.id))
+                if share:
+                    share.running = max(0, share.running - 1)  # it may be a later outage's
+            return
+        keys = [name for party in meter.parties for name in party.counters(meter.at)]
+        taken = meter.taken or Estimate(0, 0)
+        unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
+        bounds = [bound for party in meter.parties for bound in party.bounds()]
+        try:
+            await asyncio.wait_for(self._release(keys=keys, args=[meter.request_id, *unused, *bounds]), self._deadline)
+        except FAULTS as failed:
+            # its slot ends by itself; what it reserved beyond its cost stays counted until the ledger is read again
+            log.warning("request %s could not give back what it had reserved: %r", meter.request_id, failed)
+
+
+def _refuse_if(limit: str, party: Party, meter: Meter, wait_ms: int) -> None:
+    """Raise LimitReached unless `limit` is "none"."""
+    if limit == "none":
+        return
+    code, told = TOLD[limit]
+    seconds = {"queries_per_day": _until_tomorrow(meter.at), "spend_per_month_microusd": _until_tomorrow(meter.at)}.get(
+        limit, max(1, math.ceil(wait_ms / 1000))
+    )
+    bound = getattr(party.limits, limit)
+    raise LimitReached(f"limit of this {party.scope}: " + told.format(limit=f"{bound:,}"), code=code, retry_after=seconds)
+
+
+def _until_tomorrow(now: datetime) -> int:
+    return 86_400 - (now.hour * 3600 + now.minute * 60 + now.second)

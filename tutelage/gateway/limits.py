@@ -1,0 +1,60 @@
+"""What a tenant and each of its keys may use: the plan of its tier, what was agreed otherwise, and the key's own share.
+
+Pure records. It refuses to know how much was used (`admission.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from tutelage.errors import InvalidRequest
+from tutelage.settings import Strict
+
+
+class Limits(Strict):
+    """None means no limit. Spend is in micro-dollars of a UTC month; a day is a UTC day. A cache hit counts as a query."""
+
+    queries_per_day: int | None = Field(default=None, ge=0)
+    concurrent: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+    spend_per_month_microusd: int | None = Field(default=None, ge=0)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A tier: its limits, how many students it may have, how much it may keep, and what it may use."""
+
+    limits: Limits
+    models: int
+    storage_bytes: int
+    features: tuple[str, ...]
+
+
+BASIC = ("basic",)
+ADVANCED = (*BASIC, "advanced-routing", "custom-training")
+PLANS: Mapping[str, Plan] = {
+    "free": Plan(Limits(queries_per_day=1_000, concurrent=5, requests_per_minute=60), 3, 100_000_000, BASIC),
+    "pro": Plan(Limits(queries_per_day=50_000, concurrent=50, requests_per_minute=3_000), 20, 10_000_000_000, ADVANCED),
+    "enterprise": Plan(Limits(queries_per_day=1_000_000, concurrent=1_000), 100, 1_000_000_000_000, (*ADVANCED, "dedicated-replicas")),
+}
+
+
+def agreed(tier: str, overrides: Mapping[str, Any]) -> Limits:
+    """The limits of a tenant: its tier's, but for what was agreed otherwise (a null there lifts a limit)."""
+    return Limits.model_validate(PLANS[tier].limits.model_dump() | dict(overrides))
+
+
+def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides as they may be stored. Raises InvalidRequest naming what is unknown or wrong."""
+    try:
+        Limits.model_validate(dict(overrides))
+    except ValidationError as broken:
+        first = broken.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InvalidRequest(f"limit {where}: {first['msg']}; known limits: {', '.join(Limits.model_fields)}", param=where) from broken
+    return dict(overrides)
