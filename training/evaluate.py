@@ -1,6 +1,6 @@
 """Evaluate: an adapter, or the bare base, on held-out items, through the same engine that will serve it.
 
-One set of items calibrates confidence, another is judged; nothing is tuned on the second. Greedy answers, so a report can
+One set of items calibrates confidence, another is judged; no figure of the report is tuned on the second. Greedy answers, so a report can
 be reproduced. This stage refuses to decide anything: the gate reads the report.
 """
 
@@ -120,11 +120,8 @@ def evaluate(
     if adapter:
         engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))
     max_tokens = (manifest.get("max_answer_tokens") or _longest(tested, base_dir)) + config.extra_tokens
-    calibrator = None
-    if calibrating:
-        outcomes = answer(engine, calibrating, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
-        whole = [outcome for outcome in outcomes if outcome.whole]
-        calibrator = confidence.fit([o.score for o in whole], [o.correct for o in whole])
+    outcomes = answer(engine, calibrating, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
+    calibrator = _fit(outcomes) if calibrating else None
     started = time.perf_counter()
     answered = answer(engine, tested, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
     seconds = time.perf_counter() - started
@@ -138,6 +135,8 @@ def evaluate(
         "learnable_reason": manifest.get("reason"),
         **_accuracy(answered),
         **_calibration(answered, calibrator, config.threshold),
+        # what was judged was measured by a calibrator that never saw it; what will serve may learn from all that is held out
+        "calibrator": _fit([*outcomes, *answered]).to_dict() if calibrating else None,
         **_speed(answered, seconds),
         "max_tokens": max_tokens,
     }
@@ -158,6 +157,11 @@ def answer(engine: Engine, items: Sequence[Example], *, student: str | None, max
     return [done[i] for i in range(len(items))]
 
 
+def _fit(answered: Sequence[Answered]) -> confidence.Calibrator:
+    whole = [a for a in answered if a.whole]
+    return confidence.fit([a.score for a in whole], [a.correct for a in whole])
+
+
 def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
     share = wilson(sum(a.correct for a in answered), len(answered))
     constant = majority([a.example.label for a in answered])
@@ -176,12 +180,11 @@ def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
 def _calibration(answered: Sequence[Answered], calibrator: confidence.Calibrator | None, threshold: float) -> dict[str, Any]:
     """What the calibrator, fitted elsewhere, says of the judged items; nulls where there is none."""
     if calibrator is None:
-        return {"calibrator": None, "ece": None, "mean_confidence": None, "confident": None}
+        return {"ece": None, "mean_confidence": None, "confident": None}
     probabilities = [a.probability(calibrator) for a in answered]
     correct = [a.correct for a in answered]
     sure = [right for probability, right in zip(probabilities, correct, strict=True) if probability >= threshold]
     return {
-        "calibrator": calibrator.to_dict(),
         "ece": confidence.ece(probabilities, correct),
         "mean_confidence": sum(probabilities) / len(probabilities),
         "confident": {

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 MANIFEST = "manifest.json"
-MOST_EXTRA = 1.8  # of the token budget, for tasks whose examples are long
+MOST_EXTRA = 1.8  # of the token budget, for tasks whose examples are long or many
 QUIET_STEPS = 8  # steps in a row with a mastered loss, after which it is worth looking whether the task is mastered
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
@@ -210,8 +210,8 @@ def plan(samples: Sequence[Sample], config: FinetuneSettings) -> list[list[Sampl
     """The examples of every optimiser step: shuffled epochs until the token budget or the epochs are used up.
 
     A step takes examples until it has both `step_examples` of them and `step_tokens` tokens, so short tasks learn from more
-    examples a step and long ones from more steps, at about the same cost. A task of longer examples may go over
-    the budget, until it has seen `least_examples`.
+    examples a step and long ones from more steps, at about the same cost. A task of longer or of more examples may go over
+    the budget, up to MOST_EXTRA times, until it has seen each of them once and `least_examples` in all.
     """
     steps: list[list[Sample]] = []
     batch: list[Sample] = []
@@ -223,7 +223,7 @@ def plan(samples: Sequence[Sample], config: FinetuneSettings) -> list[list[Sampl
             continue
         spent += tokens
         seen += len(batch)
-        enough = seen > config.least_examples or spent > MOST_EXTRA * config.budget_tokens
+        enough = seen > max(config.least_examples, len(samples)) or spent > MOST_EXTRA * config.budget_tokens
         if spent > config.budget_tokens and enough and steps:
             return steps
         steps.append(batch)

@@ -64,7 +64,7 @@ class Interaction:
     prompt_hash: bytes
     answer: str
     model: str
-    tier: Tier
+    tier: Tier | Literal["encoder"]
     route: str
     reason: str
     cache: CacheState
@@ -79,6 +79,7 @@ class Interaction:
     latency_ms: int
     embedding: bytes | None = None
     attempts: tuple[Attempt, ...] = field(default=())
+    endpoint: Literal["chat", "embeddings"] = "chat"
 
 
 @dataclass(frozen=True)

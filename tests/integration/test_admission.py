@@ -15,7 +15,7 @@ import valkey.asyncio
 
 from tutelage.errors import LimitReached
 from tutelage.fleet import engines
-from tutelage.gateway.admission import Admission, Estimate, Meter, Party, Used
+from tutelage.gateway.admission import Admission, Estimate, Lost, Meter, Party, Used
 from tutelage.gateway.limits import Limits
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -27,10 +27,15 @@ class Ledger:
 
     def __init__(self) -> None:
         self.queries = self.cost = self.asked = 0
+        self.lost: list[Lost] = []
 
     async def used(self, _party: Party, _now: datetime) -> Used:
         self.asked += 1
         return Used(self.queries, self.cost)
+
+    async def settle(self, lost: Lost) -> Estimate:
+        self.lost.append(lost)
+        return lost.reserved
 
 
 @pytest.fixture
@@ -49,7 +54,7 @@ async def workers(servers: engines.Engines, ledger: Ledger) -> AsyncIterator[lis
 
 def build(url: str, ledger: Ledger, **changes: Any) -> Admission:
     options: dict[str, Any] = {"deadline_seconds": 1.0, "slot_seconds": 60, "clock": lambda: NOW}
-    return Admission(url, used=ledger.used, **(options | changes))
+    return Admission(url, used=ledger.used, lost=ledger.settle, **(options | changes))
 
 
 def party(**limits: int) -> Party:
@@ -185,6 +190,38 @@ async def test_a_slot_of_a_worker_that_died_ends_by_itself(servers: engines.Engi
     for admission in (dead, live):
         with contextlib.suppress(OSError):
             await admission.close()
+
+
+async def test_what_a_dead_worker_left_running_is_billed_once_at_its_reservation_and_its_slot_is_free(
+    servers: engines.Engines, ledger: Ledger
+) -> None:
+    who = party(concurrent=1, spend_per_month_microusd=100)
+    dead, *living = (build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(3))
+    for admission in (dead, *living):
+        await admission.start()
+    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    assert dead._beating is not None
+    dead._beating.cancel()  # its process is gone: it beats no more and gives nothing back
+    assert await answer(living[0], who) == "concurrency_limit"
+    await asyncio.sleep(1.0)
+    assert [(lost.request_id, lost.tenant_id, lost.reserved) for lost in ledger.lost] == [("r1", who.id, Estimate(7, 40))]
+    assert await answer(living[1], who, reserve=Estimate(0, 61)) == "spend_limit_reached"
+    assert await answer(living[1], who, reserve=Estimate(0, 60)) == "answered"
+    for admission in (dead, *living):
+        await admission.close()
+
+
+async def test_every_worker_knows_how_many_share_the_limits(servers: engines.Engines, ledger: Ledger) -> None:
+    admissions = [build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(3)]
+    for admission in admissions:
+        await admission.start()
+    await asyncio.sleep(0.5)
+    assert [admission.workers for admission in admissions] == [3, 3, 3]
+    for admission in admissions[1:]:
+        await admission.close()
+    await asyncio.sleep(0.5)
+    assert admissions[0].workers == 1
+    await admissions[0].close()
 
 
 async def _client(admission: Admission) -> valkey.asyncio.Valkey:

@@ -29,7 +29,7 @@ from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home
-from tutelage.stores import registry, replies, tenants
+from tutelage.stores import interactions, registry, replies, tenants
 from tutelage.stores.database import Pool
 from tutelage.stores.registry import Decision, Pointer
 
@@ -580,6 +580,19 @@ async def test_a_client_that_leaves_cancels_the_model_and_pays_for_what_was_said
     assert recorded["tokens_estimated"]
 
 
+async def test_a_tenant_may_want_the_whole_answer_on_record_when_its_client_leaves(running: Running, served: str) -> None:
+    await tenants.change_tenant(running.pool, running.tenant_id, "on_disconnect", "drain")
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].on_disconnect == "drain")
+    running.teacher.answer, running.teacher.delay = "abcdefghij" * 3, 0.02
+    headers = {"authorization": f"Bearer {running.key}"}
+    asked = {**ASK, "stream": True}
+    async with httpx.AsyncClient(headers=headers) as http, http.stream("POST", f"{served}/v1/chat/completions", json=asked) as response:
+        await anext(response.aiter_lines())
+    recorded = await until_recorded(running)
+    assert running.teacher.left == 0
+    assert (recorded["answer"], recorded["finish_reason"]) == (running.teacher.answer, "stop")
+
+
 async def test_what_a_broken_stream_said_is_on_the_bill(running: Running) -> None:
     running.teacher.answer, running.teacher.break_after = "abcdef", 3
     async with running.http.stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response:
@@ -652,3 +665,36 @@ async def test_a_key_names_only_the_models_it_was_made_for(running: Running, hom
     assert (await running.http.post("/v1/chat/completions", json=ASK, headers=headers)).status_code == 200
     refused = await running.http.post("/v1/chat/completions", json={**ASK, "model": "big"}, headers=headers)
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "model")
+
+
+# --- embeddings ------------------------------------------------------------------------------------------------------
+
+
+async def test_the_official_client_gets_embeddings_that_are_on_the_bill_and_not_in_the_traffic_to_learn_from(
+    running: Running, encoder: Path
+) -> None:
+    texts = ["a red rose", "two plus two"]
+    got = await running.client.embeddings.create(model="all-minilm-l6-v2", input=texts)
+    expected = Encoder(encoder).encode(texts)
+    assert np.allclose([item.embedding for item in got.data], expected, atol=1e-6)
+    plain = await running.http.post("/v1/embeddings", json={"model": "all-minilm-l6-v2", "input": texts[0]})
+    assert np.allclose(plain.json()["data"][0]["embedding"], expected[0], atol=1e-6)
+    recorded = await rows(running)
+    assert [(r["endpoint"], r["model"], r["messages"]) for r in recorded] == [("embeddings", "all-minilm-l6-v2", [])] * 2
+    assert [r["prompt_tokens"] for r in recorded] == [got.usage.prompt_tokens, 3]
+    assert await interactions.read_interactions(running.pool, running.tenant_id, limit=10) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param"),
+    [
+        ({"model": "all-minilm-l6-v2", "input": []}, 400, "input"),
+        ({"model": "all-minilm-l6-v2", "input": ["a", ""]}, 400, "input"),
+        ({"model": "all-minilm-l6-v2", "input": [[1, 2]]}, 400, "input.str"),
+        ({"model": "all-minilm-l6-v2", "input": "a", "dimensions": 12}, 400, "dimensions"),
+        ({"model": "big", "input": "a"}, 404, "model"),
+    ],
+)
+async def test_an_embeddings_request_that_cannot_be_right_is_refused(running: Running, body: Any, status: int, param: str) -> None:
+    refused = await running.http.post("/v1/embeddings", json=body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tutelage.records import Tier
-from tutelage.routing.confidence import ece
+from tutelage.routing.confidence import MAX_BINS, MIN_PER_BIN, ece
 from tutelage.scoring import wilson
 
 Phase = Literal["before", "after"]
@@ -23,8 +23,6 @@ Interval = tuple[float, float]
 PHASES: tuple[Phase, ...] = ("before", "after")
 TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 RESAMPLES = 2_000
-MAX_BINS = 10
-MIN_PER_BIN = 20  # fewer in a bin measure chance: 6 fair coins are off by 0.16 on average
 
 METHOD = {
     "before and after": "per domain: the untrained base and the student on the same held-out prompts, which no training saw",

@@ -8,14 +8,17 @@ exact while Valkey is up, at most 1 % of a daily quota beyond it, and what was i
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import logging
 import math
 import time
 import uuid
+from calendar import monthrange
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +40,7 @@ TOLD = {
     "tokens_per_minute": ("token_rate_exceeded", "{limit} tokens a minute are allowed; slow down or ask for fewer tokens"),
     "spend_per_month_microusd": ("spend_limit_reached", "the spend limit of this UTC month ({limit} micro-dollars) is reached"),
 }
+WORKERS = "tutelage:workers"
 FAULTS = (TimeoutError, ValkeyError, OSError)
 
 Scope = Literal["tenant", "key"]
@@ -80,6 +84,12 @@ class Meter:
     local: bool = False
     taken: Estimate | None = None
 
+    def counters(self) -> list[str]:
+        return [name for party in self.parties for name in party.counters(self.at)]
+
+    def bounds(self) -> list[int]:
+        return [bound for party in self.parties for bound in party.bounds()]
+
     def settle(self, *, tokens: int, cost_microusd: int) -> None:
         self.taken = Estimate(tokens, cost_microusd)
 
@@ -90,6 +100,17 @@ class Used:
 
     queries: int
     cost_microusd: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A request whose worker died while it ran: what it had reserved is what it will be billed."""
+
+    request_id: str
+    tenant_id: str
+    key_id: str
+    at: datetime
+    reserved: Estimate
 
 
 @dataclass
@@ -127,16 +148,19 @@ class Share:
 
 
 class Admission:
-    """Grants requests their part of every limit. `used` reads the ledger; `lost` is told of requests whose worker died."""
+    """Grants requests their part of every limit. `used` reads the ledger; `lost` puts a request whose worker died on it, once, and
+    returns what is on the ledger for it."""
 
     def __init__(
         self,
         url: str,
         *,
         used: Callable[[Party, datetime], Awaitable[Used]],
+        lost: Callable[[Lost], Awaitable[Estimate]],
         deadline_seconds: float,
         slot_seconds: float,
         pause_seconds: float = 1.0,
+        beat_seconds: float = 5.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -144,6 +168,9 @@ class Admission:
         self._admit = self._client.register_script((SCRIPTS / "admit.lua").read_text())
         self._release = self._client.register_script((SCRIPTS / "release.lua").read_text())
         self._used = used
+        self._lost = lost
+        self._beat = beat_seconds
+        self._beating: asyncio.Task[None] | None = None
         self._deadline = deadline_seconds
         self._slot_ms = round(slot_seconds * 1000)
         self._pause = pause_seconds
@@ -169,8 +196,50 @@ class Admission:
         finally:
             await asyncio.shield(self._give_back(meter))
 
+    async def start(self) -> None:
+        """Be known among the workers from now on, and look after those that die."""
+        self._beating = asyncio.create_task(self._live())
+
     async def close(self) -> None:
+        if self._beating:
+            self._beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._beating
+            with contextlib.suppress(*FAULTS):
+                await asyncio.wait_for(self._client.srem(WORKERS, self._worker), self._deadline)
         await self._client.aclose()
+
+    async def _live(self) -> None:
+        while True:
+            try:
+                await asyncio.wait_for(self._report(), self._beat)
+            except Exception as failed:  # the next beat tries again: a worker that stops beating counts as dead
+                log.warning("workers could not be counted: %r", failed)
+            await asyncio.sleep(self._beat)
+
+    async def _report(self) -> None:
+        await self._client.set(_alive(self._worker), 1, px=round(3000 * self._beat))
+        await self._client.sadd(WORKERS, self._worker)
+        names = [name.decode() for name in await self._client.smembers(WORKERS)]
+        beats = await self._client.mget([_alive(name) for name in names])
+        self.workers = max(1, sum(beat is not None for beat in beats))
+        for name, beat in zip(names, beats, strict=True):
+            if beat is None:
+                await self._bury(name)
+
+    async def _bury(self, worker: str) -> None:
+        """Settle what a dead worker left running; one of the living does it."""
+        if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=60):
+            return
+        for request_id, kept in (await self._client.hgetall(_running(worker))).items():
+            left = json.loads(kept)
+            reserved = Estimate(*left["reserved"])
+            lost = Lost(request_id.decode(), left["tenant"], left["key"], datetime.fromisoformat(left["at"]), reserved)
+            billed = await self._lost(lost)
+            back = [0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd]
+            await self._release(keys=[_running(worker), *left["counters"]], args=[lost.request_id, *back, *left["bounds"]])
+        await self._client.srem(WORKERS, worker)
+        await self._client.delete(_running(worker))
 
     async def _take(self, meter: Meter) -> None:
         if not self.degraded:
@@ -190,11 +259,11 @@ class Admission:
         self._take_locally(meter)
 
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
-        keys = [name for party in meter.parties for name in party.counters(meter.at)]
-        bounds = [bound for party in meter.parties for bound in party.bounds()]
-        reserved = meter.reserved
-        arguments = [meter.request_id, self._slot_ms, reserved.tokens, reserved.cost_microusd, *bounds]
-        limit, party, wait_ms = await self._admit(keys=keys, args=arguments)
+        counters, bounds, reserved = meter.counters(), meter.bounds(), meter.reserved
+        left = {"tenant": meter.parties[0].tenant_id, "key": meter.parties[-1].id, "at": meter.at.isoformat(), "counters": counters}
+        kept = json.dumps(left | {"bounds": bounds, "reserved": [reserved.tokens, reserved.cost_microusd]})
+        arguments = [meter.request_id, self._slot_ms, reserved.tokens, reserved.cost_microusd, kept, *bounds]
+        limit, party, wait_ms = await self._admit(keys=[_running(self._worker), *counters], args=arguments)
         return limit.decode(), meter.parties[int(party)], int(wait_ms)
 
     async def _remember(self, party: Party, meter: Meter) -> None:
@@ -229,15 +298,22 @@ class Admission:
                 if share:
                     share.running = max(0, share.running - 1)  # it may be a later outage's
             return
-        keys = [name for party in meter.parties for name in party.counters(meter.at)]
         taken = meter.taken or Estimate(0, 0)
         unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
-        bounds = [bound for party in meter.parties for bound in party.bounds()]
+        keys, arguments = [_running(self._worker), *meter.counters()], [meter.request_id, *unused, *meter.bounds()]
         try:
-            await asyncio.wait_for(self._release(keys=keys, args=[meter.request_id, *unused, *bounds]), self._deadline)
+            await asyncio.wait_for(self._release(keys=keys, args=arguments), self._deadline)
         except FAULTS as failed:
             # its slot ends by itself; what it reserved beyond its cost stays counted until the ledger is read again
             log.warning("request %s could not give back what it had reserved: %r", meter.request_id, failed)
+
+
+def _alive(worker: str) -> str:
+    return f"tutelage:worker:{worker}:alive"
+
+
+def _running(worker: str) -> str:
+    return f"tutelage:worker:{worker}:running"
 
 
 def _refuse_if(limit: str, party: Party, meter: Meter, wait_ms: int) -> None:
@@ -245,12 +321,15 @@ def _refuse_if(limit: str, party: Party, meter: Meter, wait_ms: int) -> None:
     if limit == "none":
         return
     code, told = TOLD[limit]
-    seconds = {"queries_per_day": _until_tomorrow(meter.at), "spend_per_month_microusd": _until_tomorrow(meter.at)}.get(
-        limit, max(1, math.ceil(wait_ms / 1000))
-    )
+    ends = {"queries_per_day": _tomorrow(meter.at), "spend_per_month_microusd": _next_month(meter.at)}.get(limit)
+    seconds = max(1, math.ceil((ends - meter.at).total_seconds() if ends else wait_ms / 1000))
     bound = getattr(party.limits, limit)
     raise LimitReached(f"limit of this {party.scope}: " + told.format(limit=f"{bound:,}"), code=code, retry_after=seconds)
 
 
-def _until_tomorrow(now: datetime) -> int:
-    return 86_400 - (now.hour * 3600 + now.minute * 60 + now.second)
+def _tomorrow(now: datetime) -> datetime:
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+
+
+def _next_month(now: datetime) -> datetime:
+    return _tomorrow(now.replace(day=monthrange(now.year, now.month)[1]))

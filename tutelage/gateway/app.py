@@ -25,8 +25,9 @@ from tutelage import __version__
 from tutelage.errors import BodyTooLarge, InvalidRequest, NotFound, TutelageError, Unavailable
 from tutelage.fleet import backends
 from tutelage.gateway import openai
-from tutelage.gateway.admission import Admission, Party, Used
+from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import ExactCache
+from tutelage.gateway.embeddings import MODEL, Embeddings
 from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.pipeline import TIERS, Asked, Caller, Models, Options, Pipeline
 from tutelage.gateway.snapshot import Watcher
@@ -34,7 +35,7 @@ from tutelage.records import Feedback
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
-from tutelage.stores.interactions import Recorder, add_feedback, used
+from tutelage.stores.interactions import Recorder, add_feedback, add_lost, used
 from tutelage.stores.replies import Held, StoredReply
 from tutelage.telemetry import Metrics, log_to_stderr
 
@@ -93,6 +94,7 @@ def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, t
         admission = Admission(
             valkey_url,
             used=partial(_used, pool),
+            lost=partial(_settle_lost, pool),
             deadline_seconds=settings.admission_deadline_seconds,
             slot_seconds=settings.slot_seconds,
         )
@@ -110,9 +112,13 @@ def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, t
             secret=secret,
             metrics=metrics,
         )
+        app.state.embeddings = Embeddings(
+            encoder, admission=admission, recorder=recorder, metrics=metrics, core_hour_usd=tier.core_hour_usd
+        )
         await watcher.start()
         recorder.start()
         idempotency.start()
+        await admission.start()
         yield
         await idempotency.stop()
         await watcher.stop()
@@ -137,6 +143,21 @@ async def _used(pool: Pool, party: Party, now: datetime) -> Used:
         return Used(*await used(pool, party.tenant_id, party.id if party.scope == "key" else None, day=day, month=day.replace(day=1)))
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
         raise Unavailable("how much of the limits is used cannot be looked up; try again shortly") from broken
+
+
+async def _settle_lost(pool: Pool, lost: Lost) -> Estimate:
+    """Bill a request whose worker died at what it had reserved, unless its interaction was recorded before; what is on the bill."""
+    return Estimate(
+        *await add_lost(
+            pool,
+            request_id=lost.request_id,
+            tenant_id=lost.tenant_id,
+            key_id=lost.key_id,
+            at=lost.at,
+            tokens=lost.reserved.tokens,
+            cost_microusd=lost.reserved.cost_microusd,
+        )
+    )
 
 
 def _answer_errors(app: FastAPI, metrics: Metrics) -> None:
@@ -213,11 +234,18 @@ def _add_routes(app: FastAPI) -> None:
             reply = await pipeline.answer(asked)
             return Response(reply.content, media_type=openai.JSON, headers=reply.headers)
 
+    @app.post("/v1/embeddings", openapi_extra=_schema(openai.EmbeddingRequest))
+    async def embeddings(request: Request) -> Response:
+        who = caller(request)
+        asked: openai.EmbeddingRequest = openai.parse_body(openai.EmbeddingRequest, await _body(request))
+        body, headers = await request.app.state.embeddings.answer(asked, who)
+        return JSONResponse(body, headers=headers)
+
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
         who = caller(request)
         view = request.app.state.watcher.current.view(who.tenant_id)
-        names = ["auto", *TIERS, *(entry.name for entry, _ in request.app.state.models.configured), *(s.name for s in view.students)]
+        names = ["auto", *TIERS, MODEL, *(entry.name for entry, _ in request.app.state.models.configured), *(s.name for s in view.students)]
         return {"object": "list", "data": [{"id": n, "object": "model", "created": 0, "owned_by": "tutelage"} for n in names]}
 
     @app.post("/v1/feedback", openapi_extra=_schema(openai.FeedbackRequest))

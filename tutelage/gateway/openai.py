@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from tutelage.errors import InvalidRequest
 
+MOST_INPUTS = 2048  # OpenAI's limit on the texts of one embeddings request
+
 
 class Part(BaseModel):
     model_config = ConfigDict(extra="allow")
@@ -72,6 +74,27 @@ class ChatRequest(BaseModel):
     def shape(self) -> dict[str, Any]:
         """Everything that shapes the answer, in one comparable value: the exact cache's key material."""
         return self.model_dump(exclude={"stream", "stream_options", "metadata"}, exclude_none=True)
+
+
+class EmbeddingRequest(BaseModel):
+    """`POST /v1/embeddings`, of text: this gateway's encoder takes no token ids."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str = Field(min_length=1, max_length=256)
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = Field(default=None, ge=1)
+
+    @field_validator("input")
+    @classmethod
+    def _something(cls, given: str | list[str]) -> str | list[str]:
+        texts = given if isinstance(given, list) else [given]
+        if not 0 < len(texts) <= MOST_INPUTS or "" in texts:
+            raise ValueError(f"1 to {MOST_INPUTS} texts are expected, none of them empty")
+        return given
+
+    def texts(self) -> list[str]:
+        return [self.input] if isinstance(self.input, str) else self.input
 
 
 class FeedbackRequest(BaseModel):

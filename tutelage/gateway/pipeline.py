@@ -12,20 +12,22 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote
 
-from tutelage.errors import BackendFailed, BackendRefused, Forbidden, ModelNotFound, Suspended, Unauthenticated, Unavailable
+from tutelage.errors import BackendFailed, BackendRefused, Forbidden, ModelNotFound, Suspended, TutelageError, Unauthenticated, Unavailable
 from tutelage.fleet.backends import Answer, Backend
 from tutelage.gateway import keys, openai
 from tutelage.gateway.admission import Admission, Estimate, Meter, Party
 from tutelage.gateway.cache import CacheKey, ExactCache, cache_key
 from tutelage.gateway.limits import Limits, agreed
 from tutelage.gateway.snapshot import TenantView, Watcher
+from tutelage.gateway.streams import Heard, Relay
 from tutelage.records import Attempt, CacheState, Interaction, Tier
 from tutelage.routing.confidence import score
 from tutelage.routing.encoder import Encoder
@@ -56,6 +58,12 @@ class Caller:
     @property
     def key_id(self) -> str:
         return self.key.id
+
+    def check_model(self, name: str) -> None:
+        """Raises Forbidden when the key may not name this model."""
+        if self.models is not None and name not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none"
+            raise Forbidden(f"this key may not use model {name!r}; it may use: {allowed}", param="model")
 
 
 @dataclass(frozen=True)
@@ -201,9 +209,7 @@ class Pipeline:
 
     def admit(self, request: openai.ChatRequest, caller: Caller) -> AbstractAsyncContextManager[Meter]:
         """The request's right to run, to be held until its reply has ended. Raises Forbidden; entering it, LimitReached."""
-        if caller.models is not None and request.model not in caller.models:
-            allowed = ", ".join(sorted(caller.models)) or "none"
-            raise Forbidden(f"this key may not use model {request.model!r}; it may use: {allowed}", param="model")
+        caller.check_model(request.model)
         return self._admission.granted(f"chatcmpl-{uuid.uuid4().hex}", (caller.tenant, caller.key), self._estimate(request))
 
     def _estimate(self, request: openai.ChatRequest) -> Estimate:
@@ -477,28 +483,29 @@ class Pipeline:
         backend, chunks, first = await self._first_chunk(asked.request, [backend, *others])
         route = "always-teacher" if routed else "direct"
         state: CacheState = "miss" if place is not None else "bypass"
-        payload = self._payload(asked.request)
+        payload, relay = self._payload(asked.request), Relay(chunks)
+        heard = Heard(asked.id, int(self._clock().timestamp()), backend.name)
+
+        def outcome(ended: str | None = None) -> Outcome:
+            return Outcome(heard.answer(backend, payload, self._encoder.count_tokens, ended=ended), backend.name, tier, route, reason)
 
         async def speak() -> AsyncGenerator[dict[str, Any], None]:
-            heard = _Heard(asked.id, int(self._clock().timestamp()), backend.name)
             spoken: list[dict[str, Any]] = []
             ended = "cancelled"  # how the stream ends for the client, unless something else becomes of it
             try:
-                async with aclosing(chunks):
-                    spoken.append(heard.listen(first))
-                    yield spoken[-1]
-                    async for chunk in chunks:
-                        # finish reasons are withheld: they are the acknowledgement, and nothing is acknowledged before it is recorded
-                        visible = heard.listen(chunk)
-                        if visible["choices"]:
-                            spoken.append(visible)
-                            yield visible
+                spoken.append(heard.listen(first))
+                yield spoken[-1]
+                async for chunk in relay:
+                    # finish reasons are withheld: they are the acknowledgement, and nothing is acknowledged before it is recorded
+                    visible = heard.listen(chunk)
+                    if visible["choices"]:
+                        spoken.append(visible)
+                        yield visible
                 ended = "whole"
-                outcome = Outcome(heard.answer(backend, payload, self._encoder.count_tokens), backend.name, tier, route, reason)
-                reply = await self._finish(asked, outcome, placed, state, spoken=spoken)
-                ended = "recorded"
+                whole = outcome()
+                reply = await self._finish(asked, whole, placed, state, spoken=spoken)
                 if place is not None:
-                    await self._remember(place, outcome, placed)
+                    await self._remember(place, whole, placed)
                 for chunk in reply.chunks:
                     yield chunk
             except BackendFailed:
@@ -506,8 +513,18 @@ class Pipeline:
                 raise
             finally:
                 if ended in ("cancelled", "error"):
-                    answer = heard.answer(backend, payload, self._encoder.count_tokens, ended=ended)
-                    self._settle(asked, Outcome(answer, backend.name, tier, route, reason), placed, state)
+                    self._settle(asked, partial(rest, ended), placed, state)
+
+        async def rest(ended: str) -> Outcome:
+            """What the model said to a client that left: up to now, or to its end where the tenant wants the answer on record."""
+            if ended == "cancelled" and asked.caller.on_disconnect == "cancel":
+                await relay.stop()
+            try:
+                async for chunk in relay:
+                    heard.listen(chunk)
+            except BackendFailed:
+                return outcome("error")
+            return outcome(None if asked.caller.on_disconnect == "drain" else ended)
 
         headers = self._headers(
             Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, tier, route, reason), placed, state, asked.id
@@ -515,15 +532,15 @@ class Pipeline:
         headers.pop("x-tutelage-cost-usd")  # not known before the stream has ended; the usage chunk and the ledger have it
         return headers, speak()
 
-    def _settle(self, asked: Asked, outcome: Outcome, placed: Placed, state: CacheState) -> None:
-        """Bill what was produced of a stream that did not come to its end. It outlives the request that was cut off."""
-        answer = outcome.answer
-        asked.meter.settle(tokens=answer.prompt_tokens + answer.completion_tokens, cost_microusd=round(outcome.cost_usd * 1e6))
+    def _settle(self, asked: Asked, rest: Callable[[], Awaitable[Outcome]], placed: Placed, state: CacheState) -> None:
+        """Bill what was produced of a stream that was cut off. It outlives the request; until it is known, the request counts as
+        what it had reserved."""
+        asked.meter.settle(tokens=asked.meter.reserved.tokens, cost_microusd=asked.meter.reserved.cost_microusd)
 
         async def record() -> None:
             try:
-                await self._finish(replace(asked, held=None), outcome, placed, state)
-            except Unavailable as failed:
+                await self._finish(replace(asked, held=None), await rest(), placed, state)
+            except TutelageError as failed:
                 log.error("a cut stream could not be recorded: request %s: %s", asked.id, failed.message)
 
         task = asyncio.create_task(record())
@@ -544,61 +561,6 @@ class Pipeline:
             except BackendFailed as failed:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
-
-
-class _Heard:
-    """Collects a passing stream into the completion it amounts to."""
-
-    def __init__(self, request_id: str, created: int, model: str) -> None:
-        self._frame = {"id": request_id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._choices: dict[int, dict[str, Any]] = {}
-        self._usage: dict[str, Any] | None = None
-        self._fingerprint: str | None = None
-
-    def listen(self, chunk: dict[str, Any]) -> dict[str, Any]:
-        """The chunk as the client may see it now: our id, no finish reason, no usage."""
-        self._usage = chunk.get("usage") or self._usage
-        self._fingerprint = chunk.get("system_fingerprint") or self._fingerprint
-        visible = []
-        for part in chunk.get("choices", []):
-            choice = self._choices.setdefault(part["index"], {"content": [], "tool_calls": {}, "logprobs": [], "finish_reason": None})
-            delta = part.get("delta") or {}
-            choice["content"].append(delta.get("content") or "")
-            choice["logprobs"] += (part.get("logprobs") or {}).get("content") or []
-            choice["finish_reason"] = part.get("finish_reason") or choice["finish_reason"]
-            for call in delta.get("tool_calls") or []:
-                _merge_call(choice["tool_calls"].setdefault(call.get("index", 0), {}), call)
-            if delta or part.get("logprobs"):
-                visible.append({**part, "finish_reason": None})
-        return self._frame | {"choices": visible}
-
-    def answer(self, backend: Backend, payload: dict[str, Any], count: Callable[[str], int], *, ended: str | None = None) -> Answer:
-        """What was heard as a whole answer; `ended` says how one ended that was cut off. Raises BackendFailed for no answer at all."""
-        choices: list[dict[str, Any]] = []
-        for index, heard in sorted(self._choices.items()):
-            message: dict[str, Any] = {"role": "assistant", "content": "".join(heard["content"])}
-            if heard["tool_calls"]:
-                message["tool_calls"] = [call for _, call in sorted(heard["tool_calls"].items())]
-            logprobs = {"content": heard["logprobs"]} if heard["logprobs"] else None
-            choices.append({"index": index, "message": message, "finish_reason": ended or heard["finish_reason"], "logprobs": logprobs})
-        if ended and not choices:
-            choices.append({"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": ended, "logprobs": None})
-        if not choices:
-            raise BackendFailed(f"model {backend.name} ended its stream without an answer")
-        body = {"choices": choices, "usage": self._usage, "system_fingerprint": self._fingerprint}
-        text = "".join(choice["message"]["content"] for choice in choices)
-        prompt_tokens, completion_tokens, estimated = backend.count(self._usage, payload, text)
-        return Answer(body, prompt_tokens, completion_tokens, estimated, backend.price(body, prompt_tokens, completion_tokens))
-
-
-def _merge_call(known: dict[str, Any], part: dict[str, Any]) -> None:
-    """Tool calls arrive in pieces: the id and name once, the arguments a few characters at a time."""
-    for field in ("id", "type"):
-        if part.get(field):
-            known[field] = part[field]
-    function = known.setdefault("function", {"name": "", "arguments": ""})
-    for field in ("name", "arguments"):
-        function[field] += (part.get("function") or {}).get(field) or ""
 
 
 def _shared(outcome: Outcome) -> Outcome:

@@ -27,7 +27,7 @@ TAKEN_OVER = "another request with this Idempotency-Key took over; send it again
 COLUMNS = (
     "request_id", "tenant_id", "key_id", "created_at", "messages", "prompt_hash", "answer", "model", "tier", "route", "reason", "cache",
     "domain", "given_domain", "confidence", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd",
-    "latency_ms", "embedding",
+    "latency_ms", "embedding", "endpoint",
 )  # fmt: skip
 ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "accepted", "reason", "cost_microusd")
 INSERT = f"insert into interactions ({', '.join(COLUMNS)}) values ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608 - constants
@@ -164,12 +164,38 @@ async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredR
             raise IdempotencyConflict(TAKEN_OVER, retry_after=1)
 
 
+async def add_lost(
+    pool: Pool, *, request_id: str, tenant_id: str, key_id: str, at: datetime, tokens: int, cost_microusd: int
+) -> tuple[int, int]:
+    """Put a request that nobody finished on the bill, unless its interaction is there; the tokens and micro-dollars on the bill."""
+    await pool.execute(
+        """
+        insert into interactions (request_id, tenant_id, key_id, created_at, messages, prompt_hash, answer, model, tier, route, reason,
+            cache, finish_reason, prompt_tokens, completion_tokens, tokens_estimated, cost_microusd, latency_ms)
+        values ($1, $2, $3, $4, '[]', '', '', 'unknown', 'teacher', 'lost', 'its worker died; billed at what was reserved',
+            'bypass', 'lost', $5, 0, true, $6, 0)
+        on conflict (request_id) do nothing
+        """,
+        request_id,
+        tenant_id,
+        key_id,
+        at,
+        tokens,
+        cost_microusd,
+    )
+    row = await pool.fetchrow(
+        "select prompt_tokens + completion_tokens as tokens, cost_microusd from interactions where request_id = $1", request_id
+    )
+    return (tokens, cost_microusd) if row is None else (row["tokens"], row["cost_microusd"])
+
+
 async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None) -> list[dict[str, Any]]:
-    """The newest `limit` interactions of a tenant, oldest first, each with its latest feedback (`score`, `label`) and its attempts."""
+    """The newest `limit` chat interactions of a tenant, oldest first, each with its latest feedback (`score`, `label`) and its attempts."""
     rows = await pool.fetch(
         """
         select i.*, f.score as feedback_score, f.label as feedback_label
-        from (select * from interactions where tenant_id = $1 and ($3::timestamptz is null or created_at >= $3)
+        from (select * from interactions
+              where tenant_id = $1 and endpoint = 'chat' and route <> 'lost' and ($3::timestamptz is null or created_at >= $3)
               order by created_at desc, request_id limit $2) i
         left join lateral (select score, label from feedback where request_id = i.request_id order by id desc limit 1) f on true
         order by i.created_at, i.request_id

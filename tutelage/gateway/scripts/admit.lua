@@ -1,6 +1,8 @@
 -- Grant one request, or say which limit forbids it: {limit or "none" or "unknown", party (from 0), milliseconds to wait}.
--- KEYS, five a party: slots (sorted set by end), day (count), rate and tokens (buckets), month (micro-dollars).
--- ARGV: request id, slot milliseconds, reserved tokens, reserved micro-dollars; then five bounds a party, -1 for none.
+-- KEYS: what this worker runs (hash by request id); then five a party: slots (sorted set by end), day (count), rate and
+-- tokens (buckets), month (micro-dollars).
+-- ARGV: request id, slot milliseconds, reserved tokens, reserved micro-dollars, the reservation as JSON, for whoever finds it
+-- when this worker has died; then five bounds a party, -1 for none.
 -- Looks at everything before it takes anything, so a refused request uses up nothing.
 local id, slot_ms, tokens, cost = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local clock = redis.call('TIME')
@@ -19,8 +21,8 @@ local function drain(key, left)
 end
 
 local levels = {}
-for p = 0, #KEYS / 5 - 1 do
-  local k, a = p * 5, 4 + p * 5
+for p = 0, (#KEYS - 1) / 5 - 1 do
+  local k, a = 1 + p * 5, 5 + p * 5
   local slots, queries, rate, flow, spend =
     tonumber(ARGV[a + 1]), tonumber(ARGV[a + 2]), tonumber(ARGV[a + 3]), tonumber(ARGV[a + 4]), tonumber(ARGV[a + 5])
   if slots >= 0 then
@@ -50,8 +52,8 @@ for p = 0, #KEYS / 5 - 1 do
   end
 end
 
-for p = 0, #KEYS / 5 - 1 do
-  local k, a = p * 5, 4 + p * 5
+for p = 0, (#KEYS - 1) / 5 - 1 do
+  local k, a = 1 + p * 5, 5 + p * 5
   if tonumber(ARGV[a + 1]) >= 0 then
     redis.call('ZADD', KEYS[k + 1], now + slot_ms, id)
     redis.call('PEXPIRE', KEYS[k + 1], slot_ms)
@@ -61,4 +63,5 @@ for p = 0, #KEYS / 5 - 1 do
   if levels[p][2] then drain(KEYS[k + 4], levels[p][2] - tokens) end
   if tonumber(ARGV[a + 5]) >= 0 then redis.call('INCRBY', KEYS[k + 5], cost) end
 end
+redis.call('HSET', KEYS[1], id, ARGV[5])
 return {'none', 0, 0}
