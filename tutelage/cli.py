@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 refused or failed with a message, 130 interrupted."""
     arguments = _parser().parse_args(argv)
     try:
-        return int(arguments.run(arguments) or 0)
+        status = int(arguments.run(arguments) or 0)
+        sys.stdout.flush()
+        return status
     except TutelageError as error:
         print(f"tutelage: {error.message}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        # whoever reads our output (`head`, a pager) has seen enough; what is still buffered must go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("tutelage: interrupted; everything that was started has been ended", file=sys.stderr)
         return 130

@@ -113,9 +113,17 @@ def _duration(option: str, text: str) -> timedelta:
 
 
 async def rotate_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
-    ends = datetime.now(UTC) + _duration("--overlap", arguments.overlap)
-    old = await tenants.end_key(pool, arguments.key_id, at=ends, revoke=False)
-    minted = await _mint(pool, home.secret("pepper"), old.tenant_id, old.role, models=old.models, key_limits=old.limits)
+    now = datetime.now(UTC)
+    ends = now + _duration("--overlap", arguments.overlap)
+    old = await tenants.find_key(pool, arguments.key_id)
+    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+        raise InvalidRequest(f"key {old.id} was revoked or has expired; make a new one: tutelage keys create TENANT")
+    # a key handed on is never more than it was: the same models, the same limits, the same end
+    minted = await _mint(
+        pool, home.secret("pepper"), old.tenant_id, old.role, expires_at=old.expires_at, models=old.models, key_limits=old.limits
+    )
+    ends = min(ends, old.expires_at or ends)
+    await tenants.end_key(pool, old.id, at=ends, revoke=False)
     return {"tenant_id": old.tenant_id, **minted, "old_key_id": old.id, "old_key_ends": ends.isoformat()}
 
 

@@ -52,9 +52,9 @@ def agreed(tier: str, overrides: Mapping[str, Any]) -> Limits:
 def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides as they may be stored. Raises InvalidRequest naming what is unknown or wrong."""
     try:
-        Limits.model_validate(dict(overrides))
+        checked = Limits.model_validate(dict(overrides))
     except ValidationError as broken:
         first = broken.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise InvalidRequest(f"limit {where}: {first['msg']}; known limits: {', '.join(Limits.model_fields)}", param=where) from broken
-    return dict(overrides)
+    return {name: getattr(checked, name) for name in overrides}

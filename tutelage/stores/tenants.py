@@ -80,6 +80,14 @@ async def list_keys(pool: Pool) -> list[Key]:
     return [Key(**row) for row in rows]
 
 
+async def find_key(pool: Pool, key_id: str) -> Key:
+    """Raises NotFound."""
+    for key in await list_keys(pool):
+        if key.id == key_id:
+            return key
+    raise NotFound(f"no key {key_id!r}; list them with: tutelage keys list")
+
+
 async def end_key(pool: Pool, key_id: str, *, at: datetime, revoke: bool) -> Key:
     """Revoke a key now, or let it expire `at` (a rotation's overlap). Raises NotFound."""
     column = "revoked_at" if revoke else "expires_at"
