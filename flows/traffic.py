@@ -57,8 +57,7 @@ async def detect_gaps(cycle: Cycle) -> list[Gap]:
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)
-        versions = [v for v in await registry.list_versions(pool) if v["tenant_id"] == cycle.tenant_id]
-        newest = {v["domain"]: v for v in versions}
+        newest = _judged(await registry.list_versions(pool), cycle.tenant_id)
         traffic = _count(rows, {domain: v["created_at"] for domain, v in newest.items()})
         trained_on = {domain: int((v["evidence"] or {}).get("requests", 0)) for domain, v in newest.items()}
         gaps = measure(traffic, settings, trained_on=trained_on)
@@ -108,6 +107,12 @@ def _example(cycle: Cycle, row: dict[str, Any]) -> dict[str, Any] | None:
             "provenance": "teacher" if by_teacher else "user",
         },
     }
+
+
+def _judged(versions: Sequence[dict[str, Any]], tenant_id: str) -> dict[str, dict[str, Any]]:
+    """The newest version of each domain that a gate has judged. One still "training" when a cycle begins was left by a cycle that was
+    cut off: nothing was learned from it, so its requests are there to learn from."""
+    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] != "training"}
 
 
 def _count(rows: Sequence[dict[str, Any]], since: dict[str, Any]) -> list[Traffic]:

@@ -296,15 +296,7 @@ def train(
         if final or number % 10 == 0:
             say(_progress(number, len(steps), loss, final, seconds, spent))
         if final and untrained and number == probe_at:
-            verdict = judge(
-                final.right,
-                final.n,
-                majority=majority_rate,
-                untrained=untrained.accuracy,
-                steps=number,
-                least_gain=config.least_gain,
-                token_probability=math.exp(-final.loss),
-            )
+            verdict = _probe(final, untrained, majority_rate, number, config)
             say(f"finetune: probe: {verdict.reason}")
             if not verdict.learnable:
                 break
@@ -312,6 +304,18 @@ def train(
             say(f"finetune: mastered at step {number}: all of {final.n} validation items right at {final.loss:.4f} nats a token")
             break
     return Outcome(number, len(steps), spent, time.monotonic() - started, verdict, untrained, final)
+
+
+def _probe(seen: Measure, untrained: Measure, majority_rate: float, steps: int, config: FinetuneSettings) -> Learnability:
+    return judge(
+        seen.right,
+        seen.n,
+        majority=majority_rate,
+        untrained=untrained.accuracy,
+        steps=steps,
+        least_gain=config.least_gain,
+        token_probability=math.exp(-seen.loss),
+    )
 
 
 def rate_at(step: int, steps: int, warmup_share: float) -> float:

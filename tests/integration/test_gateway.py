@@ -698,3 +698,11 @@ async def test_the_official_client_gets_embeddings_that_are_on_the_bill_and_not_
 async def test_an_embeddings_request_that_cannot_be_right_is_refused(running: Running, body: Any, status: int, param: str) -> None:
     refused = await running.http.post("/v1/embeddings", json=body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (status, param)
+
+
+async def test_embeddings_sent_twice_with_one_key_are_made_once(running: Running) -> None:
+    body, headers = {"model": "all-minilm-l6-v2", "input": "a red rose"}, {"idempotency-key": "e-1"}
+    first, again = [await running.http.post("/v1/embeddings", json=body, headers=headers) for _ in range(2)]
+    assert again.content == first.content
+    assert again.headers["x-request-id"] == first.headers["x-request-id"]
+    assert len(await rows(running)) == 1

@@ -52,6 +52,18 @@ async def test_concurrent_interactions_are_written_together_and_all_are_there_wh
     assert transactions < 40, "120 concurrent answers should share a few commits"
 
 
+async def test_a_request_given_up_for_lost_that_is_answered_after_all_is_on_the_bill_once_as_it_was(pool: Pool) -> None:
+    lost = {"tenant_id": TENANT.id, "key_id": "k", "at": datetime(2026, 1, 1, tzinfo=UTC), "tokens": 900, "cost_microusd": 70}
+    assert await interactions.add_lost(pool, request_id="r1", **lost) == (900, 70)
+    recorder = interactions.Recorder(pool, flush_seconds=0, batch_rows=10, deadline_seconds=5)
+    recorder.start()
+    await asyncio.gather(recorder.record(interaction(1)), recorder.record(interaction(2)))
+    assert await interactions.add_lost(pool, request_id="r1", **lost) == (8, 30)
+    await recorder.stop()
+    rows = await pool.fetch("select request_id, cost_microusd from interactions order by request_id")
+    assert [tuple(row) for row in rows] == [("r1", 30), ("r2", 30)]
+
+
 async def test_an_answer_that_cannot_be_recorded_is_refused_and_the_next_one_is_not(pool: Pool) -> None:
     recorder = interactions.Recorder(pool, flush_seconds=0, batch_rows=1, deadline_seconds=5)
     recorder.start()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,11 +90,13 @@ def test_a_log_is_split_without_losing_a_row_or_letting_a_prompt_straddle(
             for i, (p, label, d) in enumerate(rows)
         ],
     )
-    with suppress(TrafficUnreadable):  # too few different prompts to split: tested below
-        check_split(rows, share, *(read_traffic([log], seed=seed, after_share=share) for _ in range(2)))
-
-
-def check_split(rows: list[tuple[int, str, str | None]], share: float, made: Traffic, again: Traffic) -> None:
+    try:
+        made, again = (read_traffic([log], seed=seed, after_share=share) for _ in range(2))
+    except TrafficUnreadable:
+        prompts = Counter(p for p, _, _ in rows)
+        several_domains = len({d for _, _, d in rows}) > 1
+        assert several_domains or len(prompts) == 1 or min(prompts.values()) > round(share * len(rows)), "there was room for a prompt"
+        return
     assert len(made.before) + len(made.after) == len(rows)
     assert Counter(normalise(i.prompt) for i in (*made.before, *made.after)) == Counter(f"gold at {p}" for p, _, _ in rows)
     assert not keys(made.before) & keys(made.after)

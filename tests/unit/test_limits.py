@@ -40,12 +40,12 @@ def test_an_unknown_or_wrong_limit_is_named(wrong: dict[str, object]) -> None:
     arrivals=st.lists(st.floats(0, 100), min_size=1, max_size=200),
 )
 def test_all_workers_together_stay_within_the_stated_share_of_a_day(limit: int, workers: int, arrivals: list[float]) -> None:
-    shares = [Share(Limits(queries_per_day=limit), workers) for _ in range(workers)]
+    shares = [Share(Limits(queries_per_day=limit)) for _ in range(workers)]
     admitted, now = 0, 0.0
     for number, gap in enumerate(arrivals):
         now += gap
         share = shares[number % workers]
-        if share.refusal(now) is None:
+        if share.refusal(now, workers=workers) is None:
             share.take()
             admitted += 1
     assert admitted <= math.floor(OUTAGE_SHARE * limit)
@@ -53,21 +53,21 @@ def test_all_workers_together_stay_within_the_stated_share_of_a_day(limit: int, 
 
 @given(limit=st.integers(1, 600), workers=st.integers(1, 8), gaps=st.lists(st.floats(0, 5), min_size=1, max_size=300))
 def test_one_workers_rate_never_exceeds_its_part(limit: int, workers: int, gaps: list[float]) -> None:
-    share = Share(Limits(requests_per_minute=limit), workers)
+    share = Share(Limits(requests_per_minute=limit))
     part, now, admitted = max(1.0, limit / workers), 1.0, 0
     for gap in gaps:
         now += gap
-        if share.refusal(now) is None:
+        if share.refusal(now, workers=workers) is None:
             share.take()
             admitted += 1
     assert admitted <= part + (now - 1.0) * part / 60 + 1e-6
 
 
 def test_running_requests_are_bounded_and_an_ended_one_makes_room() -> None:
-    share = Share(Limits(concurrent=4), workers=2)
+    share = Share(Limits(concurrent=4))
     for _ in range(2):
-        assert share.refusal(1.0) is None
+        assert share.refusal(1.0, workers=2) is None
         share.take()
-    assert share.refusal(1.0) == "concurrent"
+    assert share.refusal(1.0, workers=2) == "concurrent"
     share.running -= 1
-    assert share.refusal(1.0) is None
+    assert share.refusal(1.0, workers=2) is None

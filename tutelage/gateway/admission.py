@@ -1,8 +1,9 @@
 """May this request run now? One script in Valkey decides for all workers at once, and takes from every limit or from none.
 
-While Valkey is slow, dead or emptied a worker goes on by itself: each tenant gets this worker's part of a hundredth of its daily
-queries, and its part of the rest, until Valkey is back; counters that are gone are read from the ledger. So the stated bounds hold:
-exact while Valkey is up, at most 1 % of a daily quota beyond it, and what was in flight, otherwise. It refuses to know what a request says.
+While Valkey is slow or dead a worker goes on by itself: each tenant gets this worker's part of a hundredth of its daily queries,
+once a day however often Valkey comes and goes, and its part of the rest. Counters that are gone are read from the ledger. So limits are
+exact while Valkey is up; otherwise a daily quota is exceeded by at most 1 %, and by what was in flight when counters were lost. Tokens and
+spend are not looked at during an outage. It refuses to know what a request says.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import math
 import time
 import uuid
 from calendar import monthrange
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -30,6 +32,7 @@ from tutelage.gateway.limits import Limits
 
 log = logging.getLogger(__name__)
 
+MISSED_BEATS = 3  # of another worker, seen by one that beats: after an outage of Valkey everybody has missed some
 OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
 SCRIPTS = Path(__file__).parent / "scripts"
 LIMITS = ("concurrent", "queries_per_day", "requests_per_minute", "tokens_per_minute", "spend_per_month_microusd")
@@ -54,6 +57,10 @@ class Party:
     tenant_id: str
     id: str
     limits: Limits
+
+    @property
+    def name(self) -> tuple[Scope, str, str]:
+        return self.scope, self.tenant_id, self.id
 
     def counters(self, now: datetime) -> list[str]:
         """The names of its counters, in the order of LIMITS."""
@@ -82,6 +89,7 @@ class Meter:
     at: datetime
     reserved: Estimate
     local: bool = False
+    doubtful: bool = False  # Valkey was asked and did not answer in time
     taken: Estimate | None = None
 
     def counters(self) -> list[str]:
@@ -118,26 +126,20 @@ class Share:
     """What one worker lets through for one party while nobody counts for all workers: a pure rule, told the time (seconds)."""
 
     limits: Limits
-    workers: int
     running: int = 0
     queries: int = 0
-    level: float = field(init=False)
+    level: float = math.inf  # requests left in the bucket
     at: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.level = self._rate()
-
-    def _rate(self) -> float:
-        return math.inf if self.limits.requests_per_minute is None else max(1.0, self.limits.requests_per_minute / self.workers)
-
-    def refusal(self, now: float) -> str | None:
+    def refusal(self, now: float, *, workers: int) -> str | None:
         """The limit that forbids another request now, if one does."""
         limits = self.limits
-        self.level = min(self._rate(), self.level + max(0.0, now - self.at) * self._rate() / 60) if self.at else self.level
-        self.at = now
-        if limits.concurrent is not None and self.running >= max(1, limits.concurrent // self.workers):
+        rate = math.inf if limits.requests_per_minute is None else max(1.0, limits.requests_per_minute / workers)
+        filled = 0.0 if self.at == 0.0 or math.isinf(rate) else max(0.0, now - self.at) * rate / 60
+        self.level, self.at = min(rate, self.level + filled), now
+        if limits.concurrent is not None and self.running >= max(1, limits.concurrent // workers):
             return "concurrent"
-        if limits.queries_per_day is not None and self.queries >= math.floor(OUTAGE_SHARE * limits.queries_per_day / self.workers):
+        if limits.queries_per_day is not None and self.queries >= math.floor(OUTAGE_SHARE * limits.queries_per_day / workers):
             return "queries_per_day"
         return "requests_per_minute" if self.level < 1 else None
 
@@ -178,6 +180,9 @@ class Admission:
         self._monotonic = monotonic
         self._down_until = 0.0
         self._shares: dict[tuple[Scope, str, str], Share] = {}
+        self._day = self._clock().date()  # which the shares are of
+        self._missed: Counter[str] = Counter()
+        self._doubtful: list[Meter] = []  # ended; Valkey may have granted them without our hearing of it
         self._worker = uuid.uuid4().hex[:12]
         self.workers = 1
 
@@ -205,9 +210,13 @@ class Admission:
             self._beating.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._beating
-            with contextlib.suppress(*FAULTS):
-                await asyncio.wait_for(self._client.srem(WORKERS, self._worker), self._deadline)
+        with contextlib.suppress(*FAULTS):
+            await asyncio.wait_for(self._leave(), self._deadline)
         await self._client.aclose()
+
+    async def _leave(self) -> None:
+        await self._client.srem(WORKERS, self._worker)
+        await self._client.delete(_running(self._worker), _alive(self._worker))
 
     async def _live(self) -> None:
         while True:
@@ -223,9 +232,12 @@ class Admission:
         names = [name.decode() for name in await self._client.smembers(WORKERS)]
         beats = await self._client.mget([_alive(name) for name in names])
         self.workers = max(1, sum(beat is not None for beat in beats))
-        for name, beat in zip(names, beats, strict=True):
-            if beat is None:
-                await self._bury(name)
+        self._missed = Counter({n: self._missed[n] + 1 for n, beat in zip(names, beats, strict=True) if beat is None})
+        for name in [name for name, missed in self._missed.items() if missed >= MISSED_BEATS]:
+            await self._bury(name)
+        while self._doubtful:
+            await self._release_meter(self._doubtful[-1])
+            self._doubtful.pop()
 
     async def _bury(self, worker: str) -> None:
         """Settle what a dead worker left running; one of the living does it."""
@@ -242,19 +254,20 @@ class Admission:
         await self._client.delete(_running(worker))
 
     async def _take(self, meter: Meter) -> None:
-        if not self.degraded:
+        for _ in range(len(meter.parties) + 1):  # each may be unknown once
+            if self.degraded:
+                break
             try:
                 limit, party, wait_ms = await asyncio.wait_for(self._ask(meter), self._deadline)
             except FAULTS as failed:
                 log.warning("limits are counted in this worker for a while: %r", failed)
                 self._down_until = self._monotonic() + self._pause
-            else:
-                if limit != "unknown":
-                    _refuse_if(limit, party, meter, wait_ms)
-                    self._shares.clear()
-                    return
-                await self._remember(party, meter)
-                return await self._take(meter)
+                meter.doubtful = True
+                break
+            if limit != "unknown":
+                _refuse_if(limit, party, meter, wait_ms)
+                return
+            await self._remember(party, meter)
         meter.local = True
         self._take_locally(meter)
 
@@ -281,11 +294,12 @@ class Admission:
         await self._client.set(month, cost, nx=True, ex=40 * 86_400)
 
     def _take_locally(self, meter: Meter) -> None:
-        shares = [
-            self._shares.setdefault((party.scope, party.tenant_id, party.id), Share(party.limits, self.workers)) for party in meter.parties
-        ]
+        if meter.at.date() != self._day:
+            self._shares, self._day = {}, meter.at.date()
+        shares = [self._shares.setdefault(party.name, Share(party.limits)) for party in meter.parties]
         for party, share in zip(meter.parties, shares, strict=True):
-            limit = share.refusal(self._monotonic())
+            share.limits = party.limits
+            limit = share.refusal(self._monotonic(), workers=self.workers)
             if limit is not None:
                 _refuse_if(limit, party, meter, round(self._pause * 1000))
         for share in shares:
@@ -293,19 +307,23 @@ class Admission:
 
     async def _give_back(self, meter: Meter) -> None:
         if meter.local:
-            for party in meter.parties:
-                share = self._shares.get((party.scope, party.tenant_id, party.id))
-                if share:
-                    share.running = max(0, share.running - 1)  # it may be a later outage's
+            for share in filter(None, (self._shares.get(party.name) for party in meter.parties)):
+                share.running = max(0, share.running - 1)  # it may be a later day's
+            if meter.doubtful:
+                self._doubtful.append(meter)
             return
+        try:
+            await asyncio.wait_for(self._release_meter(meter), self._deadline)
+        except FAULTS as failed:
+            log.warning("request %s gives back later what it had reserved: %r", meter.request_id, failed)
+            self._doubtful.append(meter)
+
+    async def _release_meter(self, meter: Meter) -> None:
+        """Give back in Valkey, where it is done once however often it is asked for."""
         taken = meter.taken or Estimate(0, 0)
         unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
-        keys, arguments = [_running(self._worker), *meter.counters()], [meter.request_id, *unused, *meter.bounds()]
-        try:
-            await asyncio.wait_for(self._release(keys=keys, args=arguments), self._deadline)
-        except FAULTS as failed:
-            # its slot ends by itself; what it reserved beyond its cost stays counted until the ledger is read again
-            log.warning("request %s could not give back what it had reserved: %r", meter.request_id, failed)
+        keys = [_running(self._worker), *meter.counters()]
+        await self._release(keys=keys, args=[meter.request_id, *unused, *meter.bounds()])
 
 
 def _alive(worker: str) -> str:

@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -55,85 +56,117 @@ def create() -> FastAPI:
     )
 
 
-def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, tier_url: str | None) -> FastAPI:
-    """The one place where a gateway worker is wired together."""
-    settings, routing = load(GatewaySettings, config_dir), load(RoutingSettings, config_dir)
-    tier, configured = load(TierSettings, config_dir), load(ModelsSettings, config_dir)
-    metrics, secret = Metrics(), home.secret("pepper")
+@dataclass(frozen=True)
+class Setup:
+    """Where a gateway worker's state and neighbours are, and every setting it reads."""
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        pool = await open_pool(database_url)
+    home: Home
+    database_url: str
+    valkey_url: str
+    tier_url: str | None
+    gateway: GatewaySettings
+    routing: RoutingSettings
+    tier: TierSettings
+    models: ModelsSettings
+
+
+def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, tier_url: str | None) -> FastAPI:
+    """The app of one gateway worker; what it needs is opened when it starts and closed when it stops."""
+    setup = Setup(
+        home,
+        database_url,
+        valkey_url,
+        tier_url,
+        gateway=load(GatewaySettings, config_dir),
+        routing=load(RoutingSettings, config_dir),
+        tier=load(TierSettings, config_dir),
+        models=load(ModelsSettings, config_dir),
+    )
+    app = FastAPI(title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None)
+    app.state.metrics, app.state.settings = Metrics(), setup.gateway
+    _answer_errors(app, app.state.metrics)
+    _add_routes(app)
+    return app
+
+
+@asynccontextmanager
+async def _open(app: FastAPI, *, setup: Setup) -> AsyncIterator[None]:
+    """The one place where a gateway worker is wired together. What others use is closed after them."""
+    settings = setup.gateway
+    async with AsyncExitStack() as opened:
+        pool = await open_pool(setup.database_url)
+        opened.push_async_callback(pool.close)
         client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
-        encoder = Encoder(home.models / "encoder", threads=1)
-        cache = ExactCache(valkey_url, ttl_seconds=settings.cache_ttl_seconds, deadline_seconds=settings.cache_deadline_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=routing.threshold)
+        opened.push_async_callback(client.aclose)
+        encoder = Encoder(setup.home.models / "encoder", threads=1)
+        cache = ExactCache(setup.valkey_url, ttl_seconds=settings.cache_ttl_seconds, deadline_seconds=settings.cache_deadline_seconds)
+        opened.push_async_callback(cache.close)
+        admission = _admission(setup, pool)
+        opened.push_async_callback(admission.close)
         recorder = Recorder(
             pool,
             flush_seconds=settings.record_flush_seconds,
             batch_rows=settings.record_batch_rows,
             deadline_seconds=settings.record_deadline_seconds,
         )
-
-        def adapter(name: str) -> backends.OpenAIBackend:
-            return backends.OpenAIBackend(
-                name,
-                client,
-                base_url=f"{tier_url or 'http://127.0.0.1:9'}/v1",
-                model=name,
-                api_key=None,
-                price=None,
-                timeout_seconds=tier.timeout_seconds,
-                count_tokens=encoder.count_tokens,
-                core_hour_usd=tier.core_hour_usd,
-            )
-
-        models = Models(
-            tuple((entry, backends.build(entry, client, count_tokens=encoder.count_tokens)) for entry in configured.models), adapter
-        )
-        admission = Admission(
-            valkey_url,
-            used=partial(_used, pool),
-            lost=partial(_settle_lost, pool),
-            deadline_seconds=settings.admission_deadline_seconds,
-            slot_seconds=settings.slot_seconds,
-        )
+        opened.push_async_callback(recorder.stop)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=setup.routing.threshold)
         idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
-        app.state.pool, app.state.watcher, app.state.models, app.state.idempotency = pool, watcher, models, idempotency
-        app.state.pipeline = pipeline = Pipeline(
+        models, metrics = _models(setup, client, encoder), app.state.metrics
+        pipeline = Pipeline(
             watcher=watcher,
             cache=cache,
             recorder=recorder,
             admission=admission,
             encoder=encoder,
             models=models,
-            routing=routing,
+            routing=setup.routing,
             reserve_tokens=settings.reserve_tokens,
-            secret=secret,
+            secret=setup.home.secret("pepper"),
             metrics=metrics,
         )
+        opened.push_async_callback(pipeline.close)
+        app.state.pool, app.state.watcher, app.state.models, app.state.idempotency = pool, watcher, models, idempotency
+        app.state.pipeline = pipeline
         app.state.embeddings = Embeddings(
-            encoder, admission=admission, recorder=recorder, metrics=metrics, core_hour_usd=tier.core_hour_usd
+            encoder, admission=admission, recorder=recorder, metrics=metrics, core_hour_usd=setup.tier.core_hour_usd
         )
-        await watcher.start()
         recorder.start()
-        idempotency.start()
-        await admission.start()
+        for part in (watcher, admission, idempotency):
+            await part.start()
+        for part in (watcher, idempotency):
+            opened.push_async_callback(part.stop)
         yield
-        await idempotency.stop()
-        await watcher.stop()
-        await pipeline.close()
-        await recorder.stop()
-        await admission.close()
-        await cache.close()
-        await client.aclose()
-        await pool.close()
 
-    app = FastAPI(title="Tutelage", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.metrics, app.state.settings = metrics, settings
-    _answer_errors(app, metrics)
-    _add_routes(app)
-    return app
+
+def _models(setup: Setup, client: httpx.AsyncClient, encoder: Encoder) -> Models:
+    """The configured backends, and a client of the local tier for any adapter name."""
+
+    def adapter(name: str) -> backends.OpenAIBackend:
+        return backends.OpenAIBackend(
+            name,
+            client,
+            base_url=f"{setup.tier_url or 'http://127.0.0.1:9'}/v1",
+            model=name,
+            api_key=None,
+            price=None,
+            timeout_seconds=setup.tier.timeout_seconds,
+            count_tokens=encoder.count_tokens,
+            core_hour_usd=setup.tier.core_hour_usd,
+        )
+
+    configured = ((entry, backends.build(entry, client, count_tokens=encoder.count_tokens)) for entry in setup.models.models)
+    return Models(tuple(configured), adapter)
+
+
+def _admission(setup: Setup, pool: Pool) -> Admission:
+    return Admission(
+        setup.valkey_url,
+        used=partial(_used, pool),
+        lost=partial(_settle_lost, pool),
+        deadline_seconds=setup.gateway.admission_deadline_seconds,
+        slot_seconds=setup.gateway.slot_seconds,
+    )
 
 
 async def _used(pool: Pool, party: Party, now: datetime) -> Used:
@@ -225,7 +258,7 @@ def _add_routes(app: FastAPI) -> None:
         async with AsyncExitStack() as holding:
             claimed = await _claim(request, who, holding, [body.model_dump(exclude_none=True), options.cache, options.domain])
             if isinstance(claimed, StoredReply):
-                return Response(claimed.body, media_type=claimed.media_type, headers=claimed.headers)
+                return _whole(claimed)
             meter = await holding.enter_async_context(pipeline.admit(body, who))
             asked = Asked(body, who, options, claimed, meter, time.monotonic())
             if body.stream:
@@ -238,8 +271,11 @@ def _add_routes(app: FastAPI) -> None:
     async def embeddings(request: Request) -> Response:
         who = caller(request)
         asked: openai.EmbeddingRequest = openai.parse_body(openai.EmbeddingRequest, await _body(request))
-        body, headers = await request.app.state.embeddings.answer(asked, who)
-        return JSONResponse(body, headers=headers)
+        async with AsyncExitStack() as holding:
+            claimed = await _claim(request, who, holding, [asked.model_dump()])
+            if isinstance(claimed, StoredReply):
+                return _whole(claimed)
+            return _whole(await request.app.state.embeddings.answer(asked, who, claimed))
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:
@@ -255,11 +291,12 @@ def _add_routes(app: FastAPI) -> None:
         async with AsyncExitStack() as holding:
             claimed = await _claim(request, who, holding, [said.model_dump()])
             if isinstance(claimed, StoredReply):
-                return Response(claimed.body, media_type=claimed.media_type, headers=claimed.headers)
+                return _whole(claimed)
             content = json.dumps({"object": "feedback", "request_id": said.request_id, "status": "recorded"}).encode()
+            reply = StoredReply({}, openai.JSON, content)
             given = Feedback(said.request_id, who.tenant_id, said.score, said.label, said.comment)
-            await add_feedback(request.app.state.pool, given, (claimed, StoredReply({}, openai.JSON, content)) if claimed else None)
-            return Response(content, media_type=openai.JSON)
+            await add_feedback(request.app.state.pool, given, (claimed, reply) if claimed else None)
+            return _whole(reply)
 
     _add_health(app)
 
@@ -289,6 +326,10 @@ async def _claim(request: Request, who: Caller, holding: AsyncExitStack, paramet
     if isinstance(claimed, Held):
         await holding.enter_async_context(idempotency.holding(claimed))
     return claimed
+
+
+def _whole(reply: StoredReply) -> Response:
+    return Response(reply.body, media_type=reply.media_type, headers=reply.headers)
 
 
 class EventStream(StreamingResponse):

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import json
 import time
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tutelage.errors import InvalidRequest, ModelNotFound
 from tutelage.gateway import openai
@@ -21,6 +22,7 @@ from tutelage.gateway.pipeline import Caller
 from tutelage.records import Interaction
 from tutelage.routing.encoder import Encoder
 from tutelage.stores.interactions import Recorder
+from tutelage.stores.replies import Held, StoredReply
 from tutelage.telemetry import Metrics
 
 if TYPE_CHECKING:
@@ -50,8 +52,8 @@ class Embeddings:
         self._core_hour = core_hour_usd
         self._clock = clock
 
-    async def answer(self, request: openai.EmbeddingRequest, caller: Caller) -> tuple[dict[str, Any], dict[str, str]]:
-        """The reply's body and headers; its interaction is durable when this returns.
+    async def answer(self, request: openai.EmbeddingRequest, caller: Caller, held: Held | None) -> StoredReply:
+        """The reply, as it goes out; its interaction is durable when this returns, and so is the reply if an idempotency key is held.
 
         Raises:
             ModelNotFound, Forbidden, LimitReached: it may not or cannot run.
@@ -67,13 +69,15 @@ class Embeddings:
         async with self._admission.granted(request_id, (caller.tenant, caller.key), reserved) as meter:
             vectors, tokens, seconds = await self._encode(texts)
             cost = seconds / 3600 * self._core_hour
-            await self._recorder.record(self._interaction(request_id, caller, texts, tokens, cost, started))
+            data = [{"object": "embedding", "index": i, "embedding": _written(v, request.encoding_format)} for i, v in enumerate(vectors)]
+            body = {"object": "list", "data": data, "model": MODEL, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+            headers = {"x-request-id": request_id, "x-tutelage-model": MODEL, "x-tutelage-cost-usd": f"{cost:.9f}"}
+            reply = StoredReply(headers, openai.JSON, json.dumps(body).encode())
+            interaction = self._interaction(request_id, caller, texts, tokens, cost, started)
+            await self._recorder.record(interaction, (held, reply) if held else None)
             meter.settle(tokens=tokens, cost_microusd=round(cost * 1e6))
         self._metrics.answered("encoder", "direct", "bypass", time.monotonic() - started, cost)
-        data = [{"object": "embedding", "index": i, "embedding": _written(v, request.encoding_format)} for i, v in enumerate(vectors)]
-        body = {"object": "list", "data": data, "model": MODEL, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-        headers = {"x-request-id": request_id, "x-tutelage-model": MODEL, "x-tutelage-cost-usd": f"{cost:.9f}"}
-        return body, headers
+        return reply
 
     async def _encode(self, texts: list[str]) -> tuple[list[np.ndarray], int, float]:
         """Vectors in the order of `texts`, their tokens, and the CPU seconds they took."""

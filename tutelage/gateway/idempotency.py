@@ -42,7 +42,7 @@ class Idempotency:
         self._lease = lease_seconds
         self._sweeper: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
+    async def start(self) -> None:
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:

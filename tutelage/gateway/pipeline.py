@@ -104,7 +104,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes back to the client: the whole completion as JSON, or the chunks of a stream that it has not had yet, and the
+    """What goes back to the client: the whole completion as JSON, or for a stream the chunks that it has not had yet, and the
     headers that say where it came from."""
 
     content: bytes
@@ -225,7 +225,9 @@ class Pipeline:
         """One request from start to end; its interaction is durable when this returns."""
         view = self._watcher.current.view(asked.caller.tenant_id)
         place = self._cache_key(asked, view)
-        cached = await self._look_up(asked, place)
+        return await self._answered(asked, view, place, await self._look_up(asked, place))
+
+    async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, cached: Outcome | CacheState) -> Reply:
         if isinstance(cached, Outcome):
             return await self._finish(asked, cached, Placed(cached.domain, None, "served from cache"), "hit-exact")
         if cached == "bypass":
@@ -243,12 +245,14 @@ class Pipeline:
         """As `answer`, in chunks. A model that answers alone is passed through as it speaks; a cascade must see the whole answer
         before it can judge it. The last chunk is held back until the interaction is durable."""
         view = self._watcher.current.view(asked.caller.tenant_id)
-        placed = await self._place(asked, view)
-        alone = self._alone(asked.request, view, placed)
         place = self._cache_key(asked, view)
         cached = await self._look_up(asked, place)
-        if isinstance(cached, Outcome) or alone is None or place in self._running:
-            reply = await self.answer(asked)
+        whole = isinstance(cached, Outcome) or (cached == "miss" and place in self._running)
+        if not whole:
+            placed = await self._place(asked, view)
+            alone = self._alone(asked.request, view, placed)
+        if whole or alone is None:
+            reply = await self._answered(asked, view, place, cached)
             return reply.headers, _each(reply.chunks)
         return await self._pass_through(asked, placed, alone, place=place if cached == "miss" else None)
 
@@ -411,8 +415,11 @@ class Pipeline:
             answer=self._visible(outcome.answer.body, asked.request),
             tokens=(outcome.answer.prompt_tokens, outcome.answer.completion_tokens),
         )
-        chunks = tuple(openai.chunks_of(body, spoken=spoken is not None, usage=asked.usage))
-        reply = Reply(json.dumps(body, ensure_ascii=False).encode(), chunks, self._headers(outcome, placed, state, asked.id))
+        headers = self._headers(outcome, placed, state, asked.id)
+        if asked.request.stream:
+            reply = Reply(b"", tuple(openai.chunks_of(body, spoken=spoken is not None, usage=asked.usage)), headers)
+        else:
+            reply = Reply(json.dumps(body, ensure_ascii=False).encode(), (), headers)
         kept = (asked.held, _stored(reply, spoken or (), stream=asked.request.stream)) if asked.held else None
         await self._recorder.record(self._interaction(asked, outcome, placed, state, now), kept)
         asked.meter.settle(
@@ -524,7 +531,7 @@ class Pipeline:
                     heard.listen(chunk)
             except BackendFailed:
                 return outcome("error")
-            return outcome(None if asked.caller.on_disconnect == "drain" else ended)
+            return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
 
         headers = self._headers(
             Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, tier, route, reason), placed, state, asked.id

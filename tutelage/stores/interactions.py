@@ -102,7 +102,13 @@ class Recorder:
         failure: Exception | None = None
         lost: list[_Entry] = []
         try:
-            lost = await self._write(batch)
+            try:
+                lost = await self._write(batch)
+            except asyncpg.UniqueViolationError:
+                # a worker that stood still was taken for dead and its request billed as lost; it was not: the real row replaces that
+                ids = [entry.interaction.request_id for entry in batch]
+                await self._pool.execute("delete from interactions where request_id = any($1) and route = 'lost'", ids)
+                lost = await self._write(batch)
         except Exception as broken:  # whatever it was, every waiter must hear of it
             log.warning("recording %d interactions failed: %r", len(batch), broken)
             failure = broken if isinstance(broken, OSError | asyncpg.PostgresError) else OSError(repr(broken))
