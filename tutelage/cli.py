@@ -141,7 +141,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from tutelage.fleet.local import Local
     from tutelage.telemetry import log_to_stderr
 
-    log_to_stderr()
+    log_to_stderr(plain=True)
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
     config = home.config_dir(arguments.config)

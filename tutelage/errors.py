@@ -38,6 +38,18 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class RequestTimeout(InvalidRequest):
+    """The client did not send its request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class MethodNotAllowed(InvalidRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
 class Unauthenticated(TutelageError):
     """No key, a malformed key, an unknown, expired or revoked key."""
 
@@ -106,10 +118,22 @@ class Unavailable(TutelageError):
         super().__init__(message, param=param, retry_after=retry_after)
 
 
+class Overloaded(Unavailable):
+    """More requests than the gateway may run, and no turn for this one in time."""
+
+    code = "overloaded"
+
+
 class BackendFailed(Unavailable):
     """One model behind the gateway failed; the pipeline turns it into a fallback or a 503."""
 
     code = "upstream_unavailable"
+
+
+class Draining(BackendFailed):
+    """The worker stops before an answer is whole; the same request can be sent again at once."""
+
+    code = "server_draining"
 
 
 class BackendRefused(TutelageError):

@@ -84,6 +84,13 @@ class GatewaySettings(Strict):
     admission_deadline_seconds: float = Field(default=0.05, gt=0)
     slot_seconds: float = Field(default=300.0, gt=0)
     reserve_tokens: int = Field(default=1024, ge=1)
+    most_running: int = Field(default=2000, ge=1)
+    most_waiting: int = Field(default=2000, ge=0)
+    wait_seconds: float = Field(default=10.0, gt=0)
+    body_seconds: float = Field(default=10.0, gt=0)
+    send_seconds: float = Field(default=10.0, gt=0)
+    drain_seconds: float = Field(default=20.0, ge=0)
+    configuration_seconds: float = Field(default=1.0, gt=0)
 
 
 class RoutingSettings(Strict):

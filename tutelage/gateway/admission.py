@@ -1,5 +1,6 @@
 """May this request run now? One script in Valkey decides for all workers at once, and takes from every limit or from none.
 
+Requests that arrive while the script runs for others are decided together in its next call; nobody waits to give back.
 While Valkey is slow or dead a worker goes on by itself: each tenant gets this worker's part of a hundredth of its daily queries,
 once a day however often Valkey comes and goes, and its part of the rest. Counters that are gone are read from the ledger. So limits are
 exact while Valkey is up; otherwise a daily quota is exceeded by at most 1 %, and by what was in flight when counters were lost. Tokens and
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import time
@@ -21,20 +21,23 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import orjson
 import valkey.asyncio
 from valkey.exceptions import ValkeyError
 
 from tutelage.errors import LimitReached
+from tutelage.gateway.batching import Batched
 from tutelage.gateway.limits import Limits
 
 log = logging.getLogger(__name__)
 
 MISSED_BEATS = 3  # of another worker, seen by one that beats: after an outage of Valkey everybody has missed some
 OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
-SCRIPTS = Path(__file__).parent / "scripts"
+SCRIPT = Path(__file__).parent / "scripts" / "limits.lua"
 LIMITS = ("concurrent", "queries_per_day", "requests_per_minute", "tokens_per_minute", "spend_per_month_microusd")
 TOLD = {
     "concurrent": ("concurrency_limit", "{limit} requests at once are allowed and that many are running; wait for one to end"),
@@ -47,6 +50,12 @@ WORKERS = "tutelage:workers"
 FAULTS = (TimeoutError, ValkeyError, OSError)
 
 Scope = Literal["tenant", "key"]
+
+
+@lru_cache(maxsize=10_000)
+def _counters(scope: Scope, tenant_id: str, party_id: str, year: int, month: int, day: int) -> tuple[str, ...]:
+    head, this = f"tutelage:{scope}:{tenant_id}:{party_id}", f"{year:04}{month:02}"
+    return f"{head}:slots", f"{head}:day:{this}{day:02}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{this}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +73,7 @@ class Party:
 
     def counters(self, now: datetime) -> list[str]:
         """The names of its counters, in the order of LIMITS."""
-        head = f"tutelage:{self.scope}:{self.tenant_id}:{self.id}"
-        return [f"{head}:slots", f"{head}:day:{now:%Y%m%d}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{now:%Y%m}"]
+        return list(_counters(self.scope, self.tenant_id, self.id, now.year, now.month, now.day))
 
     def bounds(self) -> list[int]:
         """Its limits in the order of LIMITS; -1 for none."""
@@ -149,6 +157,17 @@ class Share:
         self.level -= 1
 
 
+@dataclass(frozen=True)
+class Call:
+    """One request as scripts/limits.lua wants it."""
+
+    verb: Literal["admit", "end"]
+    request_id: str
+    keys: Sequence[str]
+    values: tuple[Any, Any, Any, Any]
+    bounds: Sequence[int]
+
+
 class Admission:
     """Grants requests their part of every limit. `used` reads the ledger; `lost` puts a request whose worker died on it, once, and
     returns what is on the ledger for it."""
@@ -167,8 +186,8 @@ class Admission:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
-        self._admit = self._client.register_script((SCRIPTS / "admit.lua").read_text())
-        self._release = self._client.register_script((SCRIPTS / "release.lua").read_text())
+        self._script = self._client.register_script(SCRIPT.read_text())
+        self._decisions: Batched[Call, tuple[str, int, int]] = Batched(self._decide)
         self._used = used
         self._lost = lost
         self._beat = beat_seconds
@@ -199,7 +218,7 @@ class Admission:
         try:
             yield meter
         finally:
-            await asyncio.shield(self._give_back(meter))
+            self._give_back(meter)
 
     async def start(self) -> None:
         """Be known among the workers from now on, and look after those that die."""
@@ -211,6 +230,7 @@ class Admission:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._beating
         with contextlib.suppress(*FAULTS):
+            await asyncio.wait_for(self._decisions.join(), self._deadline)
             await asyncio.wait_for(self._leave(), self._deadline)
         await self._client.aclose()
 
@@ -235,21 +255,20 @@ class Admission:
         self._missed = Counter({n: self._missed[n] + 1 for n, beat in zip(names, beats, strict=True) if beat is None})
         for name in [name for name, missed in self._missed.items() if missed >= MISSED_BEATS]:
             await self._bury(name)
-        while self._doubtful:
-            await self._release_meter(self._doubtful[-1])
-            self._doubtful.pop()
+        while self._doubtful and not self.degraded:
+            self._give_back_there(self._doubtful.pop())
 
     async def _bury(self, worker: str) -> None:
         """Settle what a dead worker left running; one of the living does it."""
         if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=60):
             return
         for request_id, kept in (await self._client.hgetall(_running(worker))).items():
-            left = json.loads(kept)
+            left = orjson.loads(kept)
             reserved = Estimate(*left["reserved"])
             lost = Lost(request_id.decode(), left["tenant"], left["key"], datetime.fromisoformat(left["at"]), reserved)
             billed = await self._lost(lost)
-            back = [0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd]
-            await self._release(keys=[_running(worker), *left["counters"]], args=[lost.request_id, *back, *left["bounds"]])
+            back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd, "")
+            await self._decide([Call("end", lost.request_id, [_running(worker), *left["counters"]], back, left["bounds"])])
         await self._client.srem(WORKERS, worker)
         await self._client.delete(_running(worker))
 
@@ -258,7 +277,7 @@ class Admission:
             if self.degraded:
                 break
             try:
-                limit, party, wait_ms = await asyncio.wait_for(self._ask(meter), self._deadline)
+                limit, party, wait_ms = await self._ask(meter)
             except FAULTS as failed:
                 log.warning("limits are counted in this worker for a while: %r", failed)
                 self._down_until = self._monotonic() + self._pause
@@ -273,11 +292,22 @@ class Admission:
 
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
         counters, bounds, reserved = meter.counters(), meter.bounds(), meter.reserved
-        left = {"tenant": meter.parties[0].tenant_id, "key": meter.parties[-1].id, "at": meter.at.isoformat(), "counters": counters}
-        kept = json.dumps(left | {"bounds": bounds, "reserved": [reserved.tokens, reserved.cost_microusd]})
-        arguments = [meter.request_id, self._slot_ms, reserved.tokens, reserved.cost_microusd, kept, *bounds]
-        limit, party, wait_ms = await self._admit(keys=[_running(self._worker), *counters], args=arguments)
-        return limit.decode(), meter.parties[int(party)], int(wait_ms)
+        left = {"tenant": meter.parties[0].tenant_id, "key": meter.parties[-1].id, "at": meter.at, "counters": counters, "bounds": bounds}
+        kept = orjson.dumps(left | {"reserved": [reserved.tokens, reserved.cost_microusd]})
+        values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, kept)
+        limit, party, wait_ms = await self._decisions(Call("admit", meter.request_id, [_running(self._worker), *counters], values, bounds))
+        return limit, meter.parties[party], wait_ms
+
+    async def _decide(self, calls: list[Call]) -> list[tuple[str, int, int]]:
+        """One round trip for all calls. Raises FAULTS; what was granted unheard of is given back by later beats."""
+        if self.degraded:
+            raise TimeoutError("Valkey did not answer a moment ago")
+        keys = [key for call in calls for key in call.keys]
+        arguments: list[Any] = [len(calls)]
+        for call in calls:
+            arguments += (call.verb, len(call.bounds) // len(LIMITS), call.request_id, *call.values, *call.bounds)
+        told = await asyncio.wait_for(self._script(keys=keys, args=arguments), self._deadline)
+        return [(limit.decode(), int(party), int(wait_ms)) for limit, party, wait_ms in told]
 
     async def _remember(self, party: Party, meter: Meter) -> None:
         """Set counters that are gone from what the ledger says; the first worker to do so wins."""
@@ -305,25 +335,27 @@ class Admission:
         for share in shares:
             share.take()
 
-    async def _give_back(self, meter: Meter) -> None:
-        if meter.local:
-            for share in filter(None, (self._shares.get(party.name) for party in meter.parties)):
-                share.running = max(0, share.running - 1)  # it may be a later day's
-            if meter.doubtful:
-                self._doubtful.append(meter)
+    def _give_back(self, meter: Meter) -> None:
+        if not meter.local:
+            self._give_back_there(meter)
             return
-        try:
-            await asyncio.wait_for(self._release_meter(meter), self._deadline)
-        except FAULTS as failed:
-            log.warning("request %s gives back later what it had reserved: %r", meter.request_id, failed)
+        for share in filter(None, (self._shares.get(party.name) for party in meter.parties)):
+            share.running = max(0, share.running - 1)  # it may be a later day's
+        if meter.doubtful:
             self._doubtful.append(meter)
 
-    async def _release_meter(self, meter: Meter) -> None:
-        """Give back in Valkey, where it is done once however often it is asked for."""
+    def _give_back_there(self, meter: Meter) -> None:
+        """Give back in Valkey, where it is done once however often it is asked for. Nobody waits for it."""
         taken = meter.taken or Estimate(0, 0)
-        unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
-        keys = [_running(self._worker), *meter.counters()]
-        await self._release(keys=keys, args=[meter.request_id, *unused, *meter.bounds()])
+        unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd, "")
+        call = Call("end", meter.request_id, [_running(self._worker), *meter.counters()], unused, meter.bounds())
+        self._decisions.send(call, lambda failed: self._later(meter, failed))
+
+    def _later(self, meter: Meter, failed: Exception) -> None:
+        log.warning("request %s gives back later what it had reserved: %r", meter.request_id, failed)
+        if not self.degraded:
+            self._down_until = self._monotonic() + self._pause
+        self._doubtful.append(meter)
 
 
 def _alive(worker: str) -> str:

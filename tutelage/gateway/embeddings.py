@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from tutelage.errors import InvalidRequest, ModelNotFound
 from tutelage.gateway import openai
 from tutelage.gateway.admission import Admission, Estimate
-from tutelage.gateway.pipeline import Caller
+from tutelage.gateway.callers import Caller
 from tutelage.records import Interaction
 from tutelage.routing.encoder import Encoder
 from tutelage.stores.interactions import Recorder

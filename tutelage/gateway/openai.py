@@ -5,14 +5,15 @@ It refuses to know who answers. Fields it does not use are kept and passed on to
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from tutelage.errors import InvalidRequest
 
+SHAPELESS = {"stream", "stream_options", "metadata"}  # of a chat request: what does not change the answer
 MOST_INPUTS = 2048  # OpenAI's limit on the texts of one embeddings request
 
 
@@ -53,6 +54,7 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     metadata: dict[str, str] | None = None
+    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)  # as the client sent it
 
     @field_validator("messages")
     @classmethod
@@ -62,7 +64,8 @@ class ChatRequest(BaseModel):
         return messages
 
     def conversation(self) -> list[dict[str, Any]]:
-        return [m.model_dump(exclude_none=True) for m in self.messages]
+        messages: list[dict[str, Any]] = self._sent["messages"]
+        return messages
 
     def prompt(self) -> str:
         """The text of the last user message (of all messages when there is none): what routing looks at."""
@@ -73,7 +76,7 @@ class ChatRequest(BaseModel):
 
     def shape(self) -> dict[str, Any]:
         """Everything that shapes the answer, in one comparable value: the exact cache's key material."""
-        return self.model_dump(exclude={"stream", "stream_options", "metadata"}, exclude_none=True)
+        return {name: value for name, value in self._sent.items() if value is not None and name not in SHAPELESS}
 
 
 class EmbeddingRequest(BaseModel):
@@ -107,22 +110,106 @@ class FeedbackRequest(BaseModel):
     comment: str | None = Field(default=None, max_length=10_000)
 
 
+class Error(BaseModel):
+    """Every refusal and failure, OpenAI's shape."""
+
+    class Told(BaseModel):
+        message: str
+        type: str
+        code: str | None
+        param: str | None
+
+    error: Told
+
+
+class Usage(BaseModel):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    index: int
+    message: dict[str, Any]
+    finish_reason: str | None
+
+
+class Completion(BaseModel):
+    """`chat.completion`; with `stream` the same in `chat.completion.chunk` events, ended by [DONE]."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[Choice]
+    usage: Usage
+
+
+class EmbeddingList(BaseModel):
+    class Embedding(BaseModel):
+        object: Literal["embedding"]
+        index: int
+        embedding: list[float] | str
+
+    class Tokens(BaseModel):
+        prompt_tokens: int
+        total_tokens: int
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: Tokens
+
+
+class ModelList(BaseModel):
+    class Model(BaseModel):
+        id: str
+        object: Literal["model"]
+        created: int
+        owned_by: str
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class FeedbackReply(BaseModel):
+    object: Literal["feedback"]
+    request_id: str
+    status: Literal["recorded"]
+
+
+class Health(BaseModel):
+    """`configuration`: the version of the settings in use, the same on all workers that agree."""
+
+    status: Literal["live", "ready", "starting", "draining"]
+    configuration: str | None = None
+
+
 def text_of(message: Message) -> str:
     if isinstance(message.content, list):
         return "\n".join(part.text or "" for part in message.content)
     return message.content or ""
 
 
+def parse_chat(body: bytes) -> ChatRequest:
+    """As `parse_body`; the request keeps what was sent, so that fields unknown here reach the model unchanged."""
+    request: ChatRequest = parse_body(ChatRequest, body)
+    request._sent = orjson.loads(body)
+    return request
+
+
 def parse_body(kind: type[BaseModel], body: bytes) -> Any:
     """Raises InvalidRequest naming the first wrong field, what was found there and what is expected."""
     try:
-        return kind.model_validate_json(body)
-    except ValidationError as broken:
-        first = broken.errors()[0]
+        return kind.model_validate(orjson.loads(body))
+    except orjson.JSONDecodeError as broken:
+        raise InvalidRequest(f"the body is not valid JSON: {broken}", param="body") from broken
+    except ValidationError as invalid:
+        first = invalid.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
-        found = "" if first["type"] == "json_invalid" else f" (got {str(first['input'])[:80]!r})"
-        more = f"; and {len(broken.errors()) - 1} more" if len(broken.errors()) > 1 else ""
-        raise InvalidRequest(f"{where}: {first['msg']}{found}{more}", param=where) from broken
+        more = f"; and {invalid.error_count() - 1} more" if invalid.error_count() > 1 else ""
+        raise InvalidRequest(f"{where}: {first['msg']} (got {repr(first['input'])[:80]}){more}", param=where) from invalid
 
 
 def completion(request_id: str, *, created: int, model: str, answer: dict[str, Any], tokens: tuple[int, int]) -> dict[str, Any]:
@@ -154,7 +241,7 @@ def chunks_of(whole: dict[str, Any], *, spoken: bool, usage: bool) -> Iterator[d
 
 def event(value: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -84,12 +85,13 @@ def _view(domains: list[Domain], champions: list[registry.Champion], threshold: 
 class Watcher:
     """Keeps `current` fresh: looks at the epoch every `seconds` and reads everything again when it moved."""
 
-    def __init__(self, pool: Pool, *, seconds: float, threshold: float) -> None:
+    def __init__(self, pool: Pool, *, seconds: float, threshold: Callable[[], float]) -> None:
         self._pool = pool
         self._seconds = seconds
         self._threshold = threshold
         self._task: asyncio.Task[None] | None = None
         self._current: Snapshot | None = None
+        self._stale = False
 
     @property
     def current(self) -> Snapshot:
@@ -102,9 +104,13 @@ class Watcher:
     def ready(self) -> bool:
         return self._current is not None
 
+    def read_again(self) -> None:
+        """At the next look, whether or not the epoch has moved."""
+        self._stale = True
+
     async def start(self) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError):
-            self._current = await read(self._pool, threshold=self._threshold)
+            self._current = await read(self._pool, threshold=self._threshold())
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -118,7 +124,8 @@ class Watcher:
             await asyncio.sleep(self._seconds)
             try:
                 epoch = await self._pool.fetchval("select value from epochs where topic = 'gateway'")
-                if self._current is None or epoch != self._current.epoch:
-                    self._current = await read(self._pool, threshold=self._threshold)
+                if self._current is None or epoch != self._current.epoch or self._stale:
+                    self._stale = False
+                    self._current = await read(self._pool, threshold=self._threshold())
             except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves
                 log.warning("snapshot not refreshed, the last one keeps serving: %r", failed)

@@ -36,6 +36,11 @@ class Relay:
         self._arrived.put_nowait(chunk)  # whoever asks again hears of the same end
         raise chunk or StopAsyncIteration
 
+    def break_off(self, why: BackendFailed) -> None:
+        """End what the listener hears with `why`, after what has arrived."""
+        self._reader.cancel()
+        self._arrived.put_nowait(why)
+
     async def stop(self) -> None:
         """Hang up on the model; what has arrived can still be heard."""
         self._reader.cancel()

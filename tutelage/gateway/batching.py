@@ -1,0 +1,71 @@
+"""Calls that arrive while another is under way are sent together: one round trip for all of them, and no timer.
+
+It refuses to know what is called; `run` gets a list and returns as many results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+Asked = TypeVar("Asked")
+Result = TypeVar("Result")
+Waiter = asyncio.Future[Result] | Callable[[Exception], None]
+
+
+class Batched(Generic[Asked, Result]):
+    """`await batched(item)` gives the result of `item`; at most `most` items go in one call, in the order they came."""
+
+    def __init__(self, run: Callable[[list[Asked]], Awaitable[Sequence[Result]]], *, most: int = 256) -> None:
+        self._run = run
+        self._most = most
+        self._waiting: deque[tuple[Asked, Waiter[Result]]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: Asked) -> Result:
+        """Raises what the call raised that `item` was in."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._put(item, future)
+        return await future
+
+    def send(self, item: Asked, failed: Callable[[Exception], None]) -> None:
+        """As a call whose result nobody waits for; `failed` is told when there is none."""
+        self._put(item, failed)
+
+    async def join(self) -> None:
+        """Wait until everything that was asked for so far has been answered."""
+        while self._worker is not None:
+            await asyncio.shield(self._worker)
+
+    def _put(self, item: Asked, waiter: Waiter[Result]) -> None:
+        self._waiting.append((item, waiter))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
+                await self._answer([(item, waiter) for item, waiter in batch if not _left(waiter)])
+        finally:
+            self._worker = None
+
+    async def _answer(self, batch: list[tuple[Asked, Waiter[Result]]]) -> None:
+        try:
+            results = await self._run([item for item, _ in batch])
+        except Exception as failed:  # whatever it was, everyone who waits must hear of it
+            for _, waiter in batch:
+                if not isinstance(waiter, asyncio.Future):
+                    waiter(failed)
+                elif not waiter.done():
+                    waiter.set_exception(failed)
+            return
+        for (_, waiter), result in zip(batch, results, strict=True):
+            if isinstance(waiter, asyncio.Future) and not waiter.done():
+                waiter.set_result(result)
+
+
+def _left(waiter: Waiter[Result]) -> bool:
+    return isinstance(waiter, asyncio.Future) and waiter.done()

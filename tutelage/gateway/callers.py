@@ -1,0 +1,87 @@
+"""Who asks: the tenant and key behind an `Authorization` header, with the limits of both, from the snapshot alone.
+
+It never asks the database, so a store that is down makes no key unknown. It refuses to know what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+from tutelage.errors import Forbidden, Suspended, Unauthenticated
+from tutelage.gateway import keys
+from tutelage.gateway.admission import Party
+from tutelage.gateway.limits import Limits, agreed
+from tutelage.gateway.snapshot import Snapshot, Watcher
+from tutelage.records import Key
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A tenant by one of its keys. `models`: those the key may name (None: any)."""
+
+    tenant: Party
+    key: Party
+    models: frozenset[str] | None = None
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
+
+    @property
+    def tenant_id(self) -> str:
+        return self.tenant.id
+
+    @property
+    def key_id(self) -> str:
+        return self.key.id
+
+    def check_route(self, route: str) -> None:
+        """Raises Forbidden when the key may not use this endpoint."""
+
+    def check_model(self, name: str) -> None:
+        """Raises Forbidden when the key may not name this model."""
+        if self.models is not None and name not in self.models:
+            allowed = ", ".join(sorted(self.models)) or "none"
+            raise Forbidden(f"this key may not use model {name!r}; it may use: {allowed}", param="model")
+
+
+class Callers:
+    """Authenticates by the newest snapshot; what a key amounts to is worked out once a snapshot."""
+
+    def __init__(self, watcher: Watcher, *, pepper: str, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._watcher = watcher
+        self._pepper = pepper
+        self._clock = clock
+        self._snapshot: Snapshot | None = None
+        self._known: dict[str, Caller] = {}
+
+    def authenticate(self, authorization: str | None) -> Caller:
+        """
+        Raises:
+            Unauthenticated: no key, or none that opens anything now.
+            Suspended: its tenant may not ask at present.
+            Unavailable: no keys have been read yet.
+        """
+        presented = keys.parse(authorization)
+        snapshot = self._watcher.current
+        key = keys.check(presented, snapshot.keys.get(presented.id), pepper=self._pepper, now=self._clock())
+        if snapshot is not self._snapshot:
+            self._snapshot, self._known = snapshot, {}
+        caller = self._known.get(key.id)
+        if caller is None:
+            caller = self._known[key.id] = _caller(key, snapshot)
+        return caller
+
+
+def _caller(key: Key, snapshot: Snapshot) -> Caller:
+    if key.tenant_id is None:
+        raise Unauthenticated("this is an operator key; requests need a tenant's key: tutelage keys create TENANT")
+    tenant = snapshot.tenants[key.tenant_id]
+    if tenant.status != "active":
+        raise Suspended("this tenant is suspended; its data is kept: ask your administrator to resume it")
+    return Caller(
+        Party("tenant", tenant.id, tenant.id, agreed(tenant.tier, tenant.limits)),
+        Party("key", tenant.id, key.id, Limits.model_validate(dict(key.limits))),
+        frozenset(key.models) if key.models is not None else None,
+        tenant.on_disconnect,
+    )

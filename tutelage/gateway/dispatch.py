@@ -1,0 +1,199 @@
+"""Who answers a prompt, and asking them: its place in the tenant's traffic, the student that may try, the teachers behind it.
+
+It refuses to know who asks, what is cached and what is recorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tutelage.errors import BackendFailed, BackendRefused, ModelNotFound, Unavailable
+from tutelage.fleet.backends import Answer, Backend
+from tutelage.gateway import openai
+from tutelage.gateway.exchange import Asked, Outcome, Placed
+from tutelage.gateway.snapshot import TenantView
+from tutelage.records import Attempt, Tier
+from tutelage.routing.confidence import score
+from tutelage.routing.encoder import Encoder
+from tutelage.routing.policy import StudentSnapshot, accept, choose_student
+from tutelage.settings import ModelEntry, RoutingSettings
+from tutelage.telemetry import Metrics
+
+log = logging.getLogger(__name__)
+
+TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
+
+
+@dataclass(frozen=True)
+class Models:
+    """The backends of models.yaml, in their order, and the local tier's clients by adapter name."""
+
+    configured: tuple[tuple[ModelEntry, Backend], ...]
+    adapter: Callable[[str], Backend]
+
+    def teachers(self, domain: str | None) -> list[Backend]:
+        """Those that name the domain first, then those that answer anything."""
+        teachers = [(entry, backend) for entry, backend in self.configured if entry.tier == "teacher"]
+        own = [backend for entry, backend in teachers if domain is not None and domain in entry.domains]
+        return own + [backend for entry, backend in teachers if not entry.domains]
+
+    def named(self, name: str) -> tuple[Tier, Backend] | None:
+        return next(((entry.tier, backend) for entry, backend in self.configured if entry.name == name), None)
+
+
+@dataclass(frozen=True)
+class Alone:
+    """The one model that answers without being judged."""
+
+    tier: Tier
+    backend: Backend
+    route: str
+    reason: str
+
+
+class Dispatch:
+    """Finds who answers and asks them. `models` and `routing` may be replaced while requests run (`change`)."""
+
+    def __init__(self, encoder: Encoder, *, models: Models, routing: RoutingSettings, metrics: Metrics) -> None:
+        self._encoder = encoder
+        self._models = models
+        self._routing = routing
+        self._metrics = metrics
+
+    def change(self, models: Models, routing: RoutingSettings) -> None:
+        self._models, self._routing = models, routing
+
+    @property
+    def models(self) -> Models:
+        return self._models
+
+    async def place(self, asked: Asked, view: TenantView) -> Placed:
+        given = asked.given_domain
+        if view.index is None:
+            return Placed(given, None, "no domains yet")
+        # the encoder computes without the interpreter's lock; a thread keeps the event loop answering
+        embedding = (await asyncio.to_thread(self._encoder.encode, [asked.request.prompt()]))[0]
+        if given:
+            return Placed(given, embedding.tobytes(), "the client named the domain")
+        assignment = view.index.assign(embedding)
+        return Placed(assignment.domain, embedding.tobytes(), assignment.reason)
+
+    def alone(self, request: openai.ChatRequest, view: TenantView, placed: Placed) -> Alone | None:
+        """The one model that answers without being judged: the one asked for, or the teacher where no student can try.
+
+        Raises:
+            ModelNotFound: none has this name.
+        """
+        if request.model == "auto":
+            choice = choose_student(placed.domain, view.students, quality_floor=self._routing.threshold)
+            teachers = self._models.teachers(placed.domain)
+            return Alone("teacher", teachers[0], "always-teacher", choice.reason) if choice.student is None and teachers else None
+        if request.model in TIERS:
+            return self._of_tier(request.model, view, placed)
+        named = self._models.named(request.model)
+        if named is not None:
+            return Alone(named[0], named[1], "direct", "the client named the model")
+        for student in view.students:
+            if request.model in (student.name, view.adapters[student.name]):
+                backend = self._models.adapter(view.adapters[student.name])
+                return Alone(student.tier, backend, "direct", "the client named the student")
+        known = ["auto", *TIERS, *(entry.name for entry, _ in self._models.configured), *(s.name for s in view.students)]
+        raise ModelNotFound(f"model {request.model!r} does not exist here; available: {', '.join(known)}", param="model")
+
+    def _of_tier(self, tier: Tier, view: TenantView, placed: Placed) -> Alone:
+        for student in view.students:
+            if student.tier == tier and student.domain == placed.domain:
+                return Alone(tier, self._models.adapter(view.adapters[student.name]), "direct", "the client named the tier")
+        teachers = self._models.teachers(placed.domain) if tier == "teacher" else []
+        if not teachers:
+            raise ModelNotFound(f"no {tier} answers domain {placed.domain or 'unknown'!r} yet; use model 'auto'", param="model")
+        return Alone(tier, teachers[0], "direct", "the client named the tier")
+
+    async def ask(self, request: openai.ChatRequest, view: TenantView, placed: Placed) -> Outcome:
+        """The model asked for, or the domain's student and behind it the teachers.
+
+        Raises:
+            ModelNotFound, BackendRefused: it cannot be answered as it is.
+            Unavailable: nobody can answer it now.
+        """
+        alone = self.alone(request, view, placed)
+        if alone is not None and request.model != "auto":
+            answer = await alone.backend.complete(payload(request))
+            return Outcome(answer, alone.backend.name, alone.tier, alone.route, alone.reason)
+        choice = choose_student(placed.domain, view.students, quality_floor=self._routing.threshold)
+        tried = await self._try_student(request, view, choice.student) if choice.student else None
+        if tried is not None and tried.attempts[0].accepted:
+            return tried
+        attempts = tried.attempts if tried else ()
+        try:
+            answer, name = await self._ask_teachers(request, placed)
+        except Unavailable:
+            # a promoted student is proven good enough as a whole: while every teacher is down its answer is better than none
+            if tried is not None and tried.tier != "student":
+                accepted = replace(tried.attempts[0], accepted=True)
+                return replace(tried, route="cascade-degraded", reason="every teacher is down", attempts=(accepted,))
+            raise
+        if attempts:
+            return Outcome(answer, name, "teacher", "cascade", attempts[0].reason, None, attempts)
+        return Outcome(answer, name, "teacher", "always-teacher" if choice.student is None else "cascade", choice.reason)
+
+    async def begin(
+        self, request: openai.ChatRequest, placed: Placed, alone: Alone
+    ) -> tuple[Backend, AsyncGenerator[dict[str, Any], None], dict[str, Any]]:
+        """The first model that begins to speak, and its first chunk: until then another may take over and nothing visible breaks.
+
+        Raises:
+            BackendRefused: the request cannot be answered as it is.
+            Unavailable: nobody begins.
+        """
+        others = [b for b in self._models.teachers(placed.domain) if b is not alone.backend] if request.model == "auto" else []
+        failures = []
+        for backend in [alone.backend, *others]:
+            chunks = backend.stream(payload(request))
+            try:
+                return backend, chunks, await anext(chunks)
+            except StopAsyncIteration:
+                failures.append(f"model {backend.name} sent nothing")
+            except BackendFailed as failed:
+                failures.append(str(failed))
+        raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
+
+    async def _try_student(self, request: openai.ChatRequest, view: TenantView, student: StudentSnapshot) -> Outcome | None:
+        """The student's answer with its calibrated confidence; None when it cannot be reached, so the teacher answers."""
+        backend = self._models.adapter(view.adapters[student.name])
+        asked = request.max_completion_tokens or request.max_tokens or self._routing.max_student_tokens
+        body = payload(request) | {"logprobs": True, "max_tokens": min(asked, self._routing.max_student_tokens)}
+        body.pop("max_completion_tokens", None)
+        try:
+            answer = await backend.complete(body)
+        except (BackendFailed, BackendRefused) as failed:
+            log.warning("student %s did not answer: %s", student.name, failed)
+            self._metrics.fallbacks.labels(student.name).inc()
+            return None
+        found = score(answer.logprobs)
+        verdict = accept(student, found, threshold=self._routing.threshold)
+        whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
+        reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"
+        accepted = verdict.accepted and whole
+        cost = round(answer.cost_usd * 1e6)
+        attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, verdict.confidence, accepted, reason, cost)
+        return Outcome(answer, student.name, student.tier, "cascade", reason, verdict.confidence, (attempt,))
+
+    async def _ask_teachers(self, request: openai.ChatRequest, placed: Placed) -> tuple[Answer, str]:
+        failures = []
+        for teacher in self._models.teachers(placed.domain):
+            try:
+                return await teacher.complete(payload(request)), teacher.name
+            except BackendFailed as failed:
+                failures.append(str(failed))
+        told = "; ".join(failures) or "no teacher is configured in models.yaml"
+        raise Unavailable(f"no teacher could answer ({told}); try again shortly")
+
+
+def payload(request: openai.ChatRequest) -> dict[str, Any]:
+    """The request as a model gets it: everything the client sent, but for what is between it and us."""
+    return request.shape() | {"messages": request.conversation()}
