@@ -182,3 +182,9 @@ class TrafficUnreadable(TutelageError, ValueError):
     status = 400
     type = "invalid_request_error"
     code = "traffic_unreadable"
+
+
+class AuditBroken(TutelageError):
+    """An audit chain, a signed head or the ledger is not what was written."""
+
+    code = "audit_broken"

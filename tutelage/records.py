@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal
 
 Tier = Literal["student", "ta", "teacher"]
+Bodies = Literal["off", "redacted", "full"]  # what is kept of prompts and answers; without them nothing can be learned
 CacheState = Literal["hit-exact", "miss", "bypass"]
 
 
@@ -21,6 +22,8 @@ class Tenant:
     status: str = "active"
     limits: Mapping[str, Any] = field(default_factory=dict)  # what was agreed beside the tier's plan (gateway/limits.py)
     on_disconnect: Literal["cancel", "drain"] = "cancel"  # what becomes of a stream whose client leaves
+    bodies: Bodies = "full"
+    retention_days: int | None = None  # None: bodies are kept
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Interaction:
     tenant_id: str
     key_id: str
     created_at: datetime
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]] | None  # None: the tenant wants no bodies kept
     prompt_hash: bytes
     answer: str
     model: str

@@ -15,7 +15,7 @@ from tutelage.gateway import keys
 from tutelage.gateway.admission import Party
 from tutelage.gateway.limits import Limits, agreed
 from tutelage.gateway.snapshot import Snapshot, Watcher
-from tutelage.records import Key
+from tutelage.records import Bodies, Key
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Caller:
     key: Party
     models: frozenset[str] | None = None
     on_disconnect: Literal["cancel", "drain"] = "cancel"
+    bodies: Bodies = "full"
 
     @property
     def tenant_id(self) -> str:
@@ -84,4 +85,5 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
         Party("key", tenant.id, key.id, Limits.model_validate(dict(key.limits))),
         frozenset(key.models) if key.models is not None else None,
         tenant.on_disconnect,
+        tenant.bodies,
     )

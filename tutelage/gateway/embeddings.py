@@ -101,8 +101,8 @@ class Embeddings:
             tenant_id=caller.tenant_id,
             key_id=caller.key_id,
             created_at=self._clock(),
-            messages=[],  # texts to embed are data, often whole documents: none of them is kept
-            prompt_hash=hashlib.sha256("\n".join(texts).encode("utf-8", "surrogatepass")).digest(),
+            messages=None,  # texts to embed are data, often whole documents: none of them is kept
+            prompt_hash=hashlib.sha256("\n".join(texts).encode()).digest(),
             answer="",
             model=MODEL,
             tier="encoder",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
@@ -15,7 +16,8 @@ import orjson
 
 from tutelage.gateway import openai
 from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
-from tutelage.records import CacheState, Interaction
+from tutelage.gateway.redaction import redact, redact_all
+from tutelage.records import Bodies, CacheState, Interaction
 from tutelage.stores.interactions import Recorder
 from tutelage.stores.replies import StoredReply
 from tutelage.telemetry import Metrics, Spans
@@ -48,7 +50,7 @@ class Recording:
         now = self._clock()
         reply = self._reply(asked, outcome, placed, state, now, spoken)
         kept = (asked.held, _stored(reply, spoken or (), stream=asked.request.stream)) if asked.held else None
-        interaction = _interaction(asked, outcome, placed, state, now)
+        interaction = _by_policy(_interaction(asked, outcome, placed, state, now), asked.caller.bodies)
         await self._recorder.record(interaction, kept)
         asked.meter.settle(tokens=outcome.answer.prompt_tokens + outcome.answer.completion_tokens, cost_microusd=interaction.cost_microusd)
         self._metrics.answered(outcome.tier, outcome.route, state, time.monotonic() - asked.started, outcome.cost_usd)
@@ -98,7 +100,7 @@ def _interaction(asked: Asked, outcome: Outcome, placed: Placed, state: CacheSta
         key_id=asked.caller.key_id,
         created_at=now,
         messages=asked.request.conversation(),
-        prompt_hash=hashlib.sha256(asked.request.prompt().encode("utf-8", "surrogatepass")).digest(),
+        prompt_hash=hashlib.sha256(asked.request.prompt().encode()).digest(),
         answer=answer.text,
         model=outcome.model,
         tier=outcome.tier,
@@ -117,6 +119,17 @@ def _interaction(asked: Asked, outcome: Outcome, placed: Placed, state: CacheSta
         embedding=placed.embedding,
         attempts=outcome.attempts,
     )
+
+
+def _by_policy(interaction: Interaction, policy: Bodies) -> Interaction:
+    """What the tenant wants kept of it: all, what is not personal, or nothing that could tell of the prompt."""
+    if policy == "full":
+        return interaction
+    if policy == "redacted":
+        attempts = tuple(replace(attempt, answer=redact(attempt.answer)) for attempt in interaction.attempts)
+        return replace(interaction, messages=redact_all(interaction.messages), answer=redact(interaction.answer), attempts=attempts)
+    attempts = tuple(replace(attempt, answer="") for attempt in interaction.attempts)
+    return replace(interaction, messages=None, answer="", attempts=attempts, embedding=None, prompt_hash=b"")
 
 
 def _visible(body: dict[str, Any], request: openai.ChatRequest) -> dict[str, Any]:

@@ -8,33 +8,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import asyncpg
+import orjson
 
 from tutelage.errors import IdempotencyConflict, NotFound, Unavailable
 from tutelage.records import Attempt, Feedback, Interaction
-from tutelage.stores import replies
+from tutelage.stores import audit, bodies, replies
 from tutelage.stores.database import Pool
 from tutelage.stores.replies import Held, StoredReply
 
 log = logging.getLogger(__name__)
 
 TAKEN_OVER = "another request with this Idempotency-Key took over; send it again to get its reply"
-COLUMNS = (
-    "request_id", "tenant_id", "key_id", "created_at", "messages", "prompt_hash", "answer", "model", "tier", "route", "reason", "cache",
-    "domain", "given_domain", "confidence", "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd",
-    "latency_ms", "embedding", "endpoint",
+MOST_QUEUED = 20_000
+CROWD = 4  # rows in the last batch from which the next one waits a little, so that more go together
+RECORD = "select record_interactions($1::text::jsonb)"
+LEDGER = (
+    "request_id", "tenant_id", "key_id", "created_at", "model", "tier", "route", "reason", "cache", "domain", "given_domain", "confidence",
+    "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd", "latency_ms", "endpoint",
 )  # fmt: skip
 ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "accepted", "reason", "cost_microusd")
-INSERT = f"insert into interactions ({', '.join(COLUMNS)}) values ({', '.join(f'${i + 1}' for i in range(len(COLUMNS)))})"  # noqa: S608 - constants
-INSERT_ATTEMPT = (
-    f"insert into attempts (request_id, position, {', '.join(ATTEMPT_COLUMNS)}) "  # noqa: S608 - constants
-    f"values ({', '.join(f'${i + 1}' for i in range(len(ATTEMPT_COLUMNS) + 2))})"
-)
+REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class _Entry:
 
 
 class Recorder:
-    """Group commit: rows of concurrent requests go to PostgreSQL in one transaction, with one flush to disk for all.
+    """Group commit: what queues up while a batch is being written goes in the next, in one statement with its links in the audit chains.
 
     `synchronous_commit` stays on, so `record` returns only when the row survives a power cut.
     """
@@ -57,7 +57,8 @@ class Recorder:
         self._flush = flush_seconds
         self._batch = batch_rows
         self._deadline = deadline_seconds
-        self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Entry] = asyncio.Queue(MOST_QUEUED)
+        self._connection: Any = None  # one of its own: what a pool does at every return costs as much as the statement
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -70,6 +71,7 @@ class Recorder:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        await self._let_go()
 
     async def record(self, interaction: Interaction, kept: tuple[Held, StoredReply] | None = None) -> None:
         """Returns when the interaction, and the reply to keep, are durable.
@@ -79,19 +81,22 @@ class Recorder:
             IdempotencyConflict: the right to answer has passed to another request; nothing was recorded.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait(_Entry(interaction, kept, done))
         try:
-            await asyncio.wait_for(asyncio.shield(done), self._deadline)
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
-            done.cancel()
+            self._queue.put_nowait(_Entry(interaction, kept, done))
+            async with asyncio.timeout(self._deadline):
+                await done
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.QueueFull) as broken:
             raise Unavailable("the answer could not be recorded durably, so it is not given; try again shortly") from broken
 
     async def _run(self) -> None:
+        last = 0
         while True:
             batch = [await self._queue.get()]
-            await asyncio.sleep(self._flush)
+            if last >= CROWD:
+                await asyncio.sleep(self._flush)
             while len(batch) < self._batch and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
+            last = len(batch)
             # a caller that gave up was told so: writing its row now would record an answer nobody got
             await self._settle([entry for entry in batch if not entry.done.done()])
             for _ in batch:
@@ -99,49 +104,84 @@ class Recorder:
 
     async def _settle(self, batch: list[_Entry]) -> None:
         """Write a batch and tell every waiter how it went."""
-        failure: Exception | None = None
-        lost: list[_Entry] = []
         try:
-            try:
-                lost = await self._write(batch)
-            except asyncpg.UniqueViolationError:
-                # a worker that stood still was taken for dead and its request billed as lost; it was not: the real row replaces that
-                ids = [entry.interaction.request_id for entry in batch]
-                await self._pool.execute("delete from interactions where request_id = any($1) and route = 'lost'", ids)
-                lost = await self._write(batch)
+            lost = await self._write(batch)
+        except REFUSED as refused:
+            if len(batch) > 1:  # one of them is at fault: the others must not suffer for it
+                for entry in batch:
+                    await self._settle([entry])
+                return
+            log.error("interaction %s cannot be recorded: %r", batch[0].interaction.request_id, refused)
+            _tell(batch, refused)
         except Exception as broken:  # whatever it was, every waiter must hear of it
             log.warning("recording %d interactions failed: %r", len(batch), broken)
-            failure = broken if isinstance(broken, OSError | asyncpg.PostgresError) else OSError(repr(broken))
-        for entry in batch:
-            if entry in lost:
-                failed: Exception | None = IdempotencyConflict(TAKEN_OVER, retry_after=1)
-            else:
-                failed = failure
-            if entry.done.done():
-                continue
-            if failed is None:
-                entry.done.set_result(None)
-            else:
-                entry.done.set_exception(failed)
-                entry.done.exception()  # a waiter that left meanwhile must not make asyncio complain
+            await self._let_go()
+            _tell(batch, broken if isinstance(broken, OSError | asyncpg.PostgresError) else OSError(repr(broken)))
+        else:
+            _tell(lost, IdempotencyConflict(TAKEN_OVER, retry_after=1))
+            _tell(batch, None)
 
     async def _write(self, batch: Sequence[_Entry]) -> list[_Entry]:
         """Write all in one transaction, but for those whose idempotency key has passed to another request: they are returned."""
         if not batch:
             return []
-        async with self._pool.acquire() as connection, connection.transaction():
-            lost = [entry for entry in batch if entry.kept and not await replies.keep(connection, *entry.kept)]
-            interactions = [entry.interaction for entry in batch if entry not in lost]
-            attempts = [
-                (i.request_id, position, *(getattr(attempt, c) for c in ATTEMPT_COLUMNS))
-                for i in interactions
-                for position, attempt in enumerate(i.attempts)
-            ]
-            if interactions:
-                await connection.executemany(INSERT, [tuple(getattr(i, c) for c in COLUMNS) for i in interactions])
-            if attempts:
-                await connection.executemany(INSERT_ATTEMPT, attempts)
+        if self._connection is None:
+            self._connection = await self._pool.acquire()
+        if not any(entry.kept for entry in batch):
+            await self._connection.execute(RECORD, as_json([entry.interaction for entry in batch]))
+            return []
+        async with self._connection.transaction():
+            lost = [entry for entry in batch if entry.kept and not await replies.keep(self._connection, *entry.kept)]
+            await self._connection.execute(RECORD, as_json([entry.interaction for entry in batch if entry not in lost]))
         return lost
+
+    async def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await self._pool.release(connection, timeout=1)
+
+
+def _tell(entries: Sequence[_Entry], failed: Exception | None) -> None:
+    for entry in entries:
+        if entry.done.done():
+            continue
+        if failed is None:
+            entry.done.set_result(None)
+        else:
+            entry.done.set_exception(failed)
+
+
+def as_json(interactions: Sequence[Interaction]) -> str:
+    """Interactions as `record_interactions` reads them. PostgreSQL keeps no NUL in text: one becomes U+FFFD."""
+    text = orjson.dumps([_entry(interaction) for interaction in interactions])
+    if b"\\u0000" in text:
+        text = orjson.dumps(_without_nul(orjson.loads(text)))
+    return text.decode()
+
+
+def _entry(interaction: Interaction) -> dict[str, Any]:
+    told = {name: getattr(interaction, name) for name in LEDGER}
+    told["prompt_hash"] = interaction.prompt_hash.hex()
+    told["embedding"] = None if interaction.embedding is None else interaction.embedding.hex()
+    told["attempts"] = [{name: getattr(attempt, name) for name in ATTEMPT_COLUMNS} for attempt in interaction.attempts]
+    if interaction.messages is None:
+        told["detail"] = audit.detail_of(interaction, None)
+        return told
+    salt = os.urandom(16)
+    told |= {"messages": interaction.messages, "answer": interaction.answer, "salt": salt.hex()}
+    told["detail"] = audit.detail_of(interaction, bodies.digest(salt, interaction.messages, interaction.answer))
+    return told
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_without_nul(part) for part in value]
+    if isinstance(value, dict):
+        return {_without_nul(key): _without_nul(part) for key, part in value.items()}
+    return value
 
 
 async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredReply] | None = None) -> None:
@@ -174,21 +214,27 @@ async def add_lost(
     pool: Pool, *, request_id: str, tenant_id: str, key_id: str, at: datetime, tokens: int, cost_microusd: int
 ) -> tuple[int, int]:
     """Put a request that nobody finished on the bill, unless its interaction is there; the tokens and micro-dollars on the bill."""
-    await pool.execute(
-        """
-        insert into interactions (request_id, tenant_id, key_id, created_at, messages, prompt_hash, answer, model, tier, route, reason,
-            cache, finish_reason, prompt_tokens, completion_tokens, tokens_estimated, cost_microusd, latency_ms)
-        values ($1, $2, $3, $4, '[]', '', '', 'unknown', 'teacher', 'lost', 'its worker died; billed at what was reserved',
-            'bypass', 'lost', $5, 0, true, $6, 0)
-        on conflict (request_id) do nothing
-        """,
-        request_id,
-        tenant_id,
-        key_id,
-        at,
-        tokens,
-        cost_microusd,
-    )
+    told = {"tokens": tokens, "cost_microusd": cost_microusd, "route": "lost", "finish_reason": "lost", "body": None}
+    async with pool.acquire() as connection, connection.transaction():
+        added = await connection.fetchval(
+            """
+            insert into interactions (request_id, tenant_id, key_id, created_at, prompt_hash, model, tier, route, reason,
+                cache, finish_reason, prompt_tokens, completion_tokens, tokens_estimated, cost_microusd, latency_ms)
+            values ($1, $2, $3, $4, '', 'unknown', 'teacher', 'lost', 'its worker died; billed at what was reserved',
+                'bypass', 'lost', $5, 0, true, $6, 0)
+            on conflict (request_id) do nothing returning request_id
+            """,
+            request_id,
+            tenant_id,
+            key_id,
+            at,
+            tokens,
+            cost_microusd,
+        )
+        if added is not None:
+            await audit.append(
+                connection, tenant_id=tenant_id, actor=key_id, action="chat", kind="request", subject=request_id, detail=told
+            )
     row = await pool.fetchrow(
         "select prompt_tokens + completion_tokens as tokens, cost_microusd from interactions where request_id = $1", request_id
     )
@@ -196,13 +242,14 @@ async def add_lost(
 
 
 async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None) -> list[dict[str, Any]]:
-    """The newest `limit` chat interactions of a tenant, oldest first, each with its latest feedback (`score`, `label`) and its attempts."""
+    """The newest `limit` chat interactions of a tenant whose bodies are kept, oldest first, each with its latest feedback (`score`,
+    `label`) and its attempts."""
     rows = await pool.fetch(
         """
         select i.*, f.score as feedback_score, f.label as feedback_label
-        from (select * from interactions
-              where tenant_id = $1 and endpoint = 'chat' and route <> 'lost' and ($3::timestamptz is null or created_at >= $3)
-              order by created_at desc, request_id limit $2) i
+        from (select interactions.*, messages, answer from interactions join bodies using (request_id)
+              where interactions.tenant_id = $1 and endpoint = 'chat' and ($3::timestamptz is null or interactions.created_at >= $3)
+              order by interactions.created_at desc, request_id limit $2) i
         left join lateral (select score, label from feedback where request_id = i.request_id order by id desc limit 1) f on true
         order by i.created_at, i.request_id
         """,

@@ -10,9 +10,9 @@ from tutelage.records import Key, Tenant
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
-TENANT = "id, name, tier, status, limits, on_disconnect"
+TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits"
-CHANGEABLE = ("tier", "status", "limits", "on_disconnect")
+CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days")
 
 
 async def bump(connection: Any) -> None:
