@@ -41,13 +41,22 @@ class ModelEntry(Strict):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     tier: Literal["student", "ta", "teacher"] = "teacher"
     kind: Literal["openai", "bento", "recorded"]
-    base_url: str | None = None
+    base_url: str | tuple[str, ...] | None = None  # several are replicas of one model
     model: str | None = None
     api_key_env: str | None = None
     path: str | None = None
     price: Price | None = None
     domains: tuple[str, ...] = ()
+    fallbacks: tuple[str, ...] = ()  # other models, asked in this order when it cannot answer
+    connect_seconds: float = Field(default=5.0, gt=0)
+    first_token_seconds: float = Field(default=30.0, gt=0)
+    idle_seconds: float = Field(default=30.0, gt=0)
     timeout_seconds: float = Field(default=60.0, gt=0)
+    max_connections: int = Field(default=1000, ge=1)
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        return (self.base_url,) if isinstance(self.base_url, str) else self.base_url or ()
 
     @model_validator(mode="after")
     def _where(self) -> ModelEntry:
@@ -67,6 +76,10 @@ class ModelsSettings(Strict):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"model names must be unique; given twice: {', '.join(twice)}")
+        for model in self.models:
+            unknown = sorted(set(model.fallbacks) - set(names) | {model.name} & set(model.fallbacks))
+            if unknown:
+                raise ValueError(f"fallbacks of {model.name!r} must be other models of this file; not so: {', '.join(unknown)}")
         return self
 
 

@@ -148,7 +148,12 @@ async def until_recorded(running: Running) -> dict[str, Any]:
 
 
 async def rows(running: Running) -> list[dict[str, Any]]:
-    return [dict(r) for r in await running.pool.fetch("select * from interactions order by created_at")]
+    return [
+        dict(r)
+        for r in await running.pool.fetch(
+            "select interactions.*, messages, answer from interactions left join bodies using (request_id) order by created_at"
+        )
+    ]
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------

@@ -5,21 +5,78 @@ It refuses to know who should answer; it says what an answer cost and whether an
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import httpx
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.errors import BackendFailed, BackendRefused, ConfigInvalid, NotFound
+from tutelage.fleet.endpoint import DONE, Deadlines, Endpoint, ReplicaHealth
 from tutelage.settings import ModelEntry, Price
 
-RETRY_STATUS = {408, 409, 429, 500, 502, 503, 504}
-RETRY_WAIT_SECONDS = 0.25
+
+class Token(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    logprob: float
+
+
+class Logprobs(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    content: list[Token] | None = None
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    content: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+
+
+class Choice(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    index: int = 0
+    message: Message
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class Usage(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    prompt_tokens: int | None = Field(default=None, ge=0)
+    completion_tokens: int | None = Field(default=None, ge=0)
+    core_seconds: float | None = Field(default=None, ge=0)
+
+
+class Completion(BaseModel):
+    """What we rely on in a model's reply; the rest is passed on as it is."""
+
+    model_config = ConfigDict(extra="allow")
+    choices: list[Choice] = Field(min_length=1)
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
+
+
+class Delta(BaseModel):
+    model_config = ConfigDict(extra="allow")
+    index: int = 0
+    delta: Message | None = None
+    finish_reason: str | None = None
+    logprobs: Logprobs | None = None
+
+
+class Chunk(BaseModel):
+    """What we rely on in one event of a model's stream."""
+
+    model_config = ConfigDict(extra="allow")
+    choices: list[Delta] = Field(default_factory=list)
+    usage: Usage | None = None
+    system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,87 +126,71 @@ class Backend(Protocol):
         """US dollars for one reply."""
         ...
 
+    def health(self) -> list[ReplicaHealth]:
+        """How its replicas are; empty for a model that is not called over a network."""
+        ...
+
+    async def close(self) -> None: ...
+
 
 class OpenAIBackend:
-    """An OpenAI-compatible endpoint: a provider, vLLM, Ollama, or a tier of ours (whose cost is core-seconds)."""
+    """A model behind an OpenAI-compatible endpoint: a provider's, vLLM's, Ollama's, or a tier of ours (whose cost is core-seconds)."""
 
     def __init__(
         self,
         name: str,
-        client: httpx.AsyncClient,
+        endpoint: Endpoint,
         *,
-        base_url: str,
         model: str,
-        api_key: str | None,
         price: Price | None,
-        timeout_seconds: float,
         count_tokens: Callable[[str], int],
         core_hour_usd: float = 0.0,
     ) -> None:
         self.name = name
-        self._client = client
-        self._url = base_url.rstrip("/") + "/chat/completions"
+        self._endpoint = endpoint
         self._model = model
-        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._price = price
-        self._timeout = httpx.Timeout(timeout_seconds, connect=min(5.0, timeout_seconds))
         self._count = count_tokens
         self._core_hour = core_hour_usd
 
     async def complete(self, payload: dict[str, Any]) -> Answer:
         body = {**payload, "model": self._model, "stream": False}
         body.pop("stream_options", None)
-        for last in (False, True):
-            try:
-                response = await self._client.post(self._url, json=body, headers=self._headers, timeout=self._timeout)
-            except httpx.HTTPError as failed:
-                if last:
-                    raise BackendFailed(f"model {self.name} did not answer: {type(failed).__name__}") from failed
-            else:
-                if response.status_code == 200:
-                    return self._answer(response, payload)
-                if last or response.status_code not in RETRY_STATUS:
-                    raise self._failure(response.status_code, response.content)
-            await asyncio.sleep(RETRY_WAIT_SECONDS)
-        raise AssertionError("unreachable: the second try returns or raises")
-
-    def _answer(self, response: httpx.Response, payload: dict[str, Any]) -> Answer:
+        content = await self._endpoint.post(orjson.dumps(body))
         try:
-            body = response.json()
-            text = str(body["choices"][0]["message"].get("content") or "")
-        except (ValueError, LookupError, TypeError, AttributeError) as broken:
+            answer = orjson.loads(content)
+            Completion.model_validate(answer)
+        except ValueError as broken:
             raise BackendFailed(f"model {self.name} sent a reply that is not a chat completion") from broken
-        prompt_tokens, completion_tokens, estimated = self.count(body.get("usage"), payload, text)
-        return Answer(body, prompt_tokens, completion_tokens, estimated, self.price(body, prompt_tokens, completion_tokens))
+        for index, choice in enumerate(answer["choices"]):
+            choice.setdefault("index", index)
+            choice.setdefault("finish_reason", None)
+        text = str(answer["choices"][0]["message"].get("content") or "")
+        prompt_tokens, completion_tokens, estimated = self.count(answer.get("usage"), payload, text)
+        return Answer(answer, prompt_tokens, completion_tokens, estimated, self.price(answer, prompt_tokens, completion_tokens))
 
     async def stream(self, payload: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         body = {**payload, "model": self._model, "stream": True, "stream_options": {"include_usage": True}}
-        try:
-            request = self._client.build_request("POST", self._url, json=body, headers=self._headers, timeout=self._timeout)
-            response = await self._client.send(request, stream=True)
-            try:
-                if response.status_code != 200:
-                    raise self._failure(response.status_code, await response.aread())
-                finished = False
-                async for line in response.aiter_lines():
-                    if not line.startswith("data:"):
-                        continue
-                    data = line[5:].strip()
-                    if data == "[DONE]":
-                        finished = True
-                        break
-                    chunk = json.loads(data)
-                    if "error" in chunk:
+        async with aclosing(self._endpoint.events(orjson.dumps(body))) as events:
+            async for data in events:
+                if data == DONE:
+                    return
+                try:
+                    chunk = orjson.loads(data)
+                    if isinstance(chunk, dict) and "error" in chunk:
                         raise BackendFailed(f"model {self.name} failed while answering")
-                    yield chunk
-                if not finished:
-                    raise BackendFailed(f"model {self.name} broke off its stream")
-            finally:
-                await response.aclose()
-        except (httpx.HTTPError, ValueError) as failed:
-            if isinstance(failed, BackendRefused | BackendFailed):
-                raise
-            raise BackendFailed(f"model {self.name} broke off: {type(failed).__name__}") from failed
+                    Chunk.model_validate(chunk)
+                except ValueError as broken:
+                    raise BackendFailed(f"model {self.name} sent an event that is not a chat completion chunk") from broken
+                for choice in chunk.get("choices") or ():
+                    choice.setdefault("index", 0)
+                yield chunk
+
+    def health(self) -> list[ReplicaHealth]:
+        return self._endpoint.health()
+
+    async def close(self) -> None:
+        await self._endpoint.close()
 
     def count(self, usage: dict[str, Any] | None, payload: dict[str, Any], text: str) -> tuple[int, int, bool]:
         """Prompt and completion tokens, and whether they are our estimate because the model sent none."""
@@ -161,14 +202,6 @@ class OpenAIBackend:
         core_seconds = float((body.get("usage") or {}).get("core_seconds") or 0.0)
         listed = list_price(self._price, prompt_tokens, completion_tokens)
         return listed + core_seconds / 3600 * self._core_hour
-
-    def _failure(self, status: int, content: bytes) -> BackendFailed | BackendRefused:
-        detail = _message(content)
-        if status in RETRY_STATUS or status >= 500 or status in (401, 403):
-            # our own credentials are not the client's fault, and what the provider says of them is not the client's business
-            said = "" if status in (401, 403) else f": {detail}"
-            return BackendFailed(f"model {self.name} answered HTTP {status}{said}")
-        return BackendRefused(f"model {self.name} refused the request: {detail}", status=status if 400 <= status < 500 else 400)
 
 
 class RecordedBackend:
@@ -202,8 +235,14 @@ class RecordedBackend:
     def price(self, body: dict[str, Any], prompt_tokens: int, completion_tokens: int) -> float:
         return list_price(self._price, prompt_tokens, completion_tokens)
 
+    def health(self) -> list[ReplicaHealth]:
+        return []
 
-def build(entry: ModelEntry, client: httpx.AsyncClient, *, count_tokens: Callable[[str], int]) -> OpenAIBackend | RecordedBackend:
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def build(entry: ModelEntry, *, count_tokens: Callable[[str], int]) -> OpenAIBackend | RecordedBackend:
     """The backend of one line of models.yaml. The key is read from the environment by the name given there.
 
     Raises:
@@ -211,16 +250,21 @@ def build(entry: ModelEntry, client: httpx.AsyncClient, *, count_tokens: Callabl
     """
     if entry.kind == "recorded":
         return RecordedBackend(entry.name, Path(os.path.expandvars(entry.path or "")), price=entry.price, count_tokens=count_tokens)
-    return OpenAIBackend(
+    key = os.environ.get(entry.api_key_env) if entry.api_key_env else None
+    endpoint = Endpoint(
         entry.name,
-        client,
-        base_url=entry.base_url or "",
-        model=entry.model or entry.name,
-        api_key=os.environ.get(entry.api_key_env) if entry.api_key_env else None,
-        price=entry.price,
-        timeout_seconds=entry.timeout_seconds,
-        count_tokens=count_tokens,
+        entry.urls,
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        deadlines=Deadlines(entry.connect_seconds, entry.first_token_seconds, entry.idle_seconds, entry.timeout_seconds),
+        connections=entry.max_connections,
+        refusal=partial(refused, entry.name),
     )
+    return OpenAIBackend(entry.name, endpoint, model=entry.model or entry.name, price=entry.price, count_tokens=count_tokens)
+
+
+def refused(name: str, status: int, content: bytes) -> BackendRefused:
+    """What the client is told when model `name` answers with a 4xx that is the request's fault."""
+    return BackendRefused(f"model {name} refused the request: {_message(content)}", status=status)
 
 
 def read_recording(path: Path) -> dict[str, str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,11 +13,11 @@ from functools import partial
 from pathlib import Path
 
 import asyncpg
-import httpx
 
 from tutelage import __version__
 from tutelage.errors import Unavailable
 from tutelage.fleet import backends
+from tutelage.fleet.endpoint import Deadlines, Endpoint
 from tutelage.gateway import configuration, endpoints, wire
 from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import ExactCache
@@ -31,7 +32,7 @@ from tutelage.gateway.recording import Recording
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.turns import Turns
 from tutelage.routing.encoder import Encoder
-from tutelage.settings import Home
+from tutelage.settings import Home, ModelEntry, ModelsSettings
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.interactions import Recorder, add_lost, used
 from tutelage.telemetry import Metrics, log_to_stderr, spans_from_environment
@@ -81,11 +82,11 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
     async with AsyncExitStack() as opened:
         pool = await open_pool(setup.database_url)
         opened.push_async_callback(pool.close)
-        client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None, max_keepalive_connections=64))
-        opened.push_async_callback(client.aclose)
         spans = spans_from_environment()
         opened.callback(spans.close)
         encoder = Encoder(setup.home.models / "encoder", threads=1)
+        clients = Clients(setup, encoder.count_tokens)
+        opened.push_async_callback(clients.close)
         cache = ExactCache(setup.valkey_url, ttl_seconds=settings.cache_ttl_seconds, deadline_seconds=settings.cache_deadline_seconds)
         opened.push_async_callback(cache.close)
         admission = _admission(setup, pool)
@@ -97,9 +98,8 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             deadline_seconds=settings.record_deadline_seconds,
         )
         opened.push_async_callback(recorder.stop)
-        dispatch = Dispatch(
-            encoder, models=_models(setup.started_with, setup, client, encoder), routing=setup.started_with.routing, metrics=state.metrics
-        )
+        models = clients.models(setup.started_with.models)
+        dispatch = Dispatch(encoder, models=models, routing=setup.started_with.routing, metrics=state.metrics)
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
         watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=lambda: state.configuration.current.routing.threshold)
         idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
@@ -118,7 +118,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         draining = Draining(grace_seconds=settings.drain_seconds, cut=pipeline.cut_streams)
 
         def changed(new: Configuration) -> None:
-            dispatch.change(_models(new, setup, client, encoder), new.routing)
+            dispatch.change(clients.models(new.models), new.routing)
             turns.change(most_running=new.gateway.most_running, wait_seconds=new.gateway.wait_seconds)
             watcher.read_again()
 
@@ -147,24 +147,50 @@ def _measure(app: wire.Gateway) -> None:
     metrics.faulty.set_function(lambda: int(state.configuration.fault is not None))
 
 
-def _models(configured: Configuration, setup: Setup, client: httpx.AsyncClient, encoder: Encoder) -> Models:
-    """The configured backends, and a client of the local tier for any adapter name."""
+class Clients:
+    """Clients of the models: an entry of models.yaml that stays as it is keeps its connections and what is known of its health."""
 
-    def adapter(name: str) -> backends.OpenAIBackend:
-        return backends.OpenAIBackend(
-            name,
-            client,
-            base_url=f"{setup.tier_url or 'http://127.0.0.1:9'}/v1",
-            model=name,
-            api_key=None,
-            price=None,
-            timeout_seconds=configured.tier.timeout_seconds,
-            count_tokens=encoder.count_tokens,
-            core_hour_usd=configured.tier.core_hour_usd,
+    def __init__(self, setup: Setup, count_tokens: Callable[[str], int]) -> None:
+        self._count = count_tokens
+        self._built: dict[ModelEntry, backends.Backend] = {}
+        self._closing: list[asyncio.Task[None]] = []
+        tier = setup.started_with.tier
+        local = Endpoint(
+            "tier",
+            [f"{setup.tier_url or 'http://127.0.0.1:9'}/v1"],
+            headers={},
+            deadlines=Deadlines(total=tier.timeout_seconds),
+            connections=1000,
+            refusal=partial(backends.refused, "of the tier"),
         )
+        self._local, self._core_hour = local, tier.core_hour_usd
 
-    built = ((entry, backends.build(entry, client, count_tokens=encoder.count_tokens)) for entry in configured.models.models)
-    return Models(tuple(built), adapter)
+    def models(self, configured: ModelsSettings) -> Models:
+        """The configured backends, and a client of the local tier for any adapter name. Raises ConfigInvalid."""
+        built = {entry: self._built.get(entry) or backends.build(entry, count_tokens=self._count) for entry in configured.models}
+        for entry, backend in self._built.items():
+            if entry not in built:  # calls under way have until their own deadline
+                self._closing.append(asyncio.create_task(_close_later(backend, entry.timeout_seconds)))
+        self._built = built
+        return Models(tuple(built.items()), self._adapter)
+
+    def _adapter(self, name: str) -> backends.Backend:
+        return backends.OpenAIBackend(name, self._local, model=name, price=None, count_tokens=self._count, core_hour_usd=self._core_hour)
+
+    async def close(self) -> None:
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        for backend in self._built.values():
+            await backend.close()
+        await self._local.close()
+
+
+async def _close_later(backend: backends.Backend, seconds: float) -> None:
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        await backend.close()
 
 
 def _admission(setup: Setup, pool: Pool) -> Admission:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +44,19 @@ class Models:
 
     def named(self, name: str) -> tuple[Tier, Backend] | None:
         return next(((entry.tier, backend) for entry, backend in self.configured if entry.name == name), None)
+
+    def chain(self, first: Sequence[Backend]) -> list[Backend]:
+        """Who is asked in turn: these models, then the fallbacks of each, then theirs; nobody twice."""
+        known = {entry.name: (entry, backend) for entry, backend in self.configured}
+        found = {backend.name: backend for backend in first}
+        ahead = deque(found)
+        while ahead:
+            entry, _ = known.get(ahead.popleft(), (None, None))
+            for name in entry.fallbacks if entry is not None else ():
+                if name not in found:
+                    found[name] = known[name][1]
+                    ahead.append(name)
+        return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -122,15 +136,15 @@ class Dispatch:
         """
         alone = self.alone(request, view, placed)
         if alone is not None and request.model != "auto":
-            answer = await alone.backend.complete(payload(request))
-            return Outcome(answer, alone.backend.name, alone.tier, alone.route, alone.reason)
+            answer, name = await self._first_answer(request, self._models.chain([alone.backend]))
+            return Outcome(answer, name, alone.tier, alone.route, _told(alone, name))
         choice = choose_student(placed.domain, view.students, quality_floor=self._routing.threshold)
         tried = await self._try_student(request, view, choice.student) if choice.student else None
         if tried is not None and tried.attempts[0].accepted:
             return tried
         attempts = tried.attempts if tried else ()
         try:
-            answer, name = await self._ask_teachers(request, placed)
+            answer, name = await self._first_answer(request, self._models.chain(self._models.teachers(placed.domain)))
         except Unavailable:
             # a promoted student is proven good enough as a whole: while every teacher is down its answer is better than none
             if tried is not None and tried.tier != "student":
@@ -150,9 +164,9 @@ class Dispatch:
             BackendRefused: the request cannot be answered as it is.
             Unavailable: nobody begins.
         """
-        others = [b for b in self._models.teachers(placed.domain) if b is not alone.backend] if request.model == "auto" else []
+        others = self._models.teachers(placed.domain) if request.model == "auto" else []
         failures = []
-        for backend in [alone.backend, *others]:
+        for backend in self._models.chain([alone.backend, *others]):
             chunks = backend.stream(payload(request))
             try:
                 return backend, chunks, await anext(chunks)
@@ -183,15 +197,21 @@ class Dispatch:
         attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, verdict.confidence, accepted, reason, cost)
         return Outcome(answer, student.name, student.tier, "cascade", reason, verdict.confidence, (attempt,))
 
-    async def _ask_teachers(self, request: openai.ChatRequest, placed: Placed) -> tuple[Answer, str]:
+    async def _first_answer(self, request: openai.ChatRequest, chain: Sequence[Backend]) -> tuple[Answer, str]:
+        """Of the first that can answer, and its name. Raises BackendRefused: nobody else would; Unavailable: nobody can."""
         failures = []
-        for teacher in self._models.teachers(placed.domain):
+        for backend in chain:
             try:
-                return await teacher.complete(payload(request)), teacher.name
+                return await backend.complete(payload(request)), backend.name
             except BackendFailed as failed:
-                failures.append(str(failed))
-        told = "; ".join(failures) or "no teacher is configured in models.yaml"
-        raise Unavailable(f"no teacher could answer ({told}); try again shortly")
+                failures.append(failed)
+        told = "; ".join(str(failed) for failed in failures) or "no teacher is configured in models.yaml"
+        wait = min((failed.retry_after or 5 for failed in failures), default=5)
+        raise Unavailable(f"no model could answer ({told}); try again shortly", retry_after=wait)
+
+
+def _told(alone: Alone, name: str) -> str:
+    return alone.reason if name == alone.backend.name else f"{alone.reason}, it failed and its fallback answered"
 
 
 def payload(request: openai.ChatRequest) -> dict[str, Any]:

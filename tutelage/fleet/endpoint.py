@@ -1,0 +1,309 @@
+"""One model's HTTP endpoint: its replicas, each with connections and a breaker of its own, so that one that hangs stalls no other.
+
+Within the deadlines it calls the better of two replicas, tries again elsewhere within the budget, and says what went wrong. It refuses to
+know what is asked: bytes out, bytes or server-sent events in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from tutelage.errors import BackendFailed, BackendRefused
+from tutelage.fleet import retries
+from tutelage.fleet.breaker import Breaker, State
+from tutelage.fleet.retries import MOST_RETRIES, Budget
+
+RETRY_STATUS = {408, 409, 425, 500, 502, 503, 504}
+MOST_BYTES = 32 * 1024 * 1024  # of a reply, or of one event
+DONE = b"[DONE]"
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds. `connect` includes the wait for a free connection; `total` ends streams too."""
+
+    connect: float = 5.0
+    first_token: float = 30.0
+    idle: float = 30.0
+    total: float = 60.0
+
+
+@dataclass(frozen=True)
+class ReplicaHealth:
+    """What operators see of a replica."""
+
+    model: str
+    url: str
+    state: State
+    in_flight: int
+    failures: int
+    ejections: int
+    retry_in_seconds: float
+    last_error: str | None
+
+
+@dataclass(eq=False)
+class Replica:
+    url: str
+    breaker: Breaker = field(default_factory=Breaker)
+    in_flight: int = 0
+    last_error: str | None = None
+    session: aiohttp.ClientSession | None = None
+
+
+class Failed(Exception):
+    """One call of one replica; `again` whether another may help, `sent` whether the replica may have worked on it, `asked` how long it
+    wants to be left alone."""
+
+    def __init__(self, told: str, *, again: bool, sent: bool = True, asked: float | None = None) -> None:
+        super().__init__(told)
+        self.again, self.sent, self.asked = again, sent, asked
+
+
+class Endpoint:
+    """`name` is the model's, for messages. Sessions are opened at the first call and closed by `close`."""
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        *,
+        headers: dict[str, str],
+        deadlines: Deadlines,
+        connections: int,
+        refusal: Callable[[int, bytes], Exception],
+        monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self._replicas = [Replica(url.rstrip("/") + "/chat/completions") for url in urls]
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity", **headers}
+        self._deadlines = deadlines
+        self._connections = connections
+        self._refusal = refusal
+        self._monotonic = monotonic
+        self._chance = chance
+        self._budget = Budget()
+
+    async def close(self) -> None:
+        for replica in self._replicas:
+            if replica.session is not None:
+                await replica.session.close()
+
+    def health(self) -> list[ReplicaHealth]:
+        now = self._monotonic()
+        return [
+            ReplicaHealth(
+                self.name, _plain(r.url), r.breaker.state(now), r.in_flight, r.breaker.failures, r.breaker.ejections,
+                round(r.breaker.until(now), 3), r.last_error,
+            )
+            for r in self._replicas
+        ]  # fmt: skip
+
+    async def post(self, body: bytes) -> bytes:
+        """The whole reply to a successful call.
+
+        Raises:
+            BackendFailed: no replica answered in time; another model may.
+            BackendRefused: this request is at fault.
+        """
+        ends = asyncio.get_running_loop().time() + self._deadlines.total
+
+        async def whole(replica: Replica) -> bytes:
+            async with self._called(replica, body, ends) as response:
+                return await _read(response)
+
+        return await self._tried(whole)
+
+    async def events(self, body: bytes) -> AsyncGenerator[bytes, None]:
+        """The data of each server-sent event, [DONE] included. Until the first one another replica may take over. Raises as `post`."""
+        ends = asyncio.get_running_loop().time() + self._deadlines.total
+
+        async def begun(replica: Replica) -> tuple[AsyncGenerator[bytes, None], bytes]:
+            stream = self._streamed(replica, body, ends)
+            try:
+                return stream, await anext(stream)
+            except BaseException:
+                await stream.aclose()
+                raise
+
+        stream, first = await self._tried(begun)
+        async with aclosing(stream):
+            yield first
+            try:
+                async for data in stream:
+                    yield data
+            except Failed as failed:
+                raise BackendFailed(f"model {self.name} broke off: {failed}") from failed
+
+    async def _tried(self, call: Callable[[Replica], Awaitable[Result]]) -> Result:
+        """The result of a call, by whichever replica gives one."""
+        self._budget.called(self._monotonic())
+        tried: list[Replica] = []
+        for retry in range(MOST_RETRIES + 1):
+            replica = self._choose(tried)
+            try:
+                return await call(replica)
+            except Failed as failed:
+                tried.append(replica)
+                told = f"model {self.name} did not answer: {failed}"
+                if not failed.again or retry == MOST_RETRIES:
+                    raise BackendFailed(told) from failed
+                now = self._monotonic()
+                elsewhere = any(r not in tried and not r.breaker.until(now) for r in self._replicas)
+                wait = 0.0 if elsewhere else retries.wait_seconds(retry, chance=self._chance(), asked=failed.asked)
+                # a call that never arrived has cost nobody anything: trying it elsewhere can start no storm
+                if wait is None or (failed.sent and not self._budget.take(now)):
+                    raise BackendFailed(told, retry_after=math.ceil(failed.asked or 5)) from failed
+                await asyncio.sleep(wait)
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _choose(self, tried: Sequence[Replica]) -> Replica:
+        """The less busy of two that may be called, those not `tried` first. Raises BackendFailed when none may."""
+        now = self._monotonic()
+        for group in ([r for r in self._replicas if r not in tried], list(tried)):
+            able = [r for r in group if not r.breaker.until(now)]
+            while able:
+                pair = [able[int(self._chance() * len(able)) % len(able)] for _ in range(2)]
+                best = min(pair, key=lambda r: r.in_flight)
+                if best.breaker.admits(now):
+                    return best
+                able.remove(best)
+        seconds = min(replica.breaker.until(now) for replica in self._replicas)
+        raise BackendFailed(f"model {self.name} failed too often and is left alone for {seconds:.0f} s", retry_after=max(1, round(seconds)))
+
+    @asynccontextmanager
+    async def _called(self, replica: Replica, body: bytes, ends: float) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful response of one replica, while the block runs; how it went is told to the replica's breaker."""
+        replica.in_flight += 1
+        breaker = replica.breaker
+        try:
+            async with self._responded(replica, body, ends) as response:
+                yield response
+            breaker.succeeded(self._monotonic())
+        except Failed as failed:
+            replica.last_error = str(failed)
+            if failed.asked is None:
+                breaker.failed(self._monotonic())
+            else:
+                breaker.rest(self._monotonic(), failed.asked)
+            raise
+        except BackendRefused:
+            breaker.succeeded(self._monotonic())  # it answers; the request was at fault
+            raise
+        except BaseException:
+            breaker.left()
+            raise
+        finally:
+            replica.in_flight -= 1
+
+    @asynccontextmanager
+    async def _responded(self, replica: Replica, body: bytes, ends: float) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A response with status 200; everything else, and whatever goes wrong in the block, is Failed or BackendRefused."""
+        if replica.session is None:
+            connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
+            timeout = aiohttp.ClientTimeout(total=None, connect=self._deadlines.connect, sock_connect=self._deadlines.connect)
+            replica.session = aiohttp.ClientSession(
+                connector=connector, timeout=timeout, headers=self._headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        try:
+            async with asyncio.timeout_at(ends) as headers_in_time:
+                response = await replica.session.post(replica.url, data=body, allow_redirects=False)
+                async with response:
+                    if response.status != 200:
+                        raise await self._unwanted(response)
+                    headers_in_time.reschedule(None if response.content_type == "text/event-stream" else ends)
+                    yield response
+        except aiohttp.ConnectionTimeoutError as slow:
+            raise Failed(f"no connection within {self._deadlines.connect:g} s", again=True, sent=False) from slow
+        except aiohttp.ClientConnectorError as unreachable:
+            raise Failed("it cannot be reached", again=True, sent=False) from unreachable
+        except TimeoutError as slow:
+            raise Failed("it took too long", again=False) from slow
+        except (aiohttp.ClientError, OSError, ValueError) as broken:
+            raise Failed(f"{type(broken).__name__}", again=True) from broken
+
+    async def _unwanted(self, response: aiohttp.ClientResponse) -> Exception:
+        """What a status other than 200 amounts to."""
+        content = (await response.content.read(2_000))[:2_000]
+        if response.status == 429:
+            return Failed("it is asked too often (HTTP 429)", again=True, asked=_seconds(response.headers.get("retry-after")))
+        if response.status in RETRY_STATUS or response.status >= 500:
+            return Failed(f"HTTP {response.status}", again=True)
+        if response.status in (401, 403) or 300 <= response.status < 400:
+            # our own credentials and address are not the client's fault, and what the provider says of them is not its business
+            return Failed(f"HTTP {response.status}", again=False)
+        return self._refusal(response.status, content)
+
+    async def _streamed(self, replica: Replica, body: bytes, ends: float) -> AsyncGenerator[bytes, None]:
+        loop, parser, wait = asyncio.get_running_loop(), EventParser(), self._deadlines.first_token
+        async with self._called(replica, body, min(ends, loop.time() + wait)) as response:
+            pieces = response.content.iter_any()
+            while True:
+                async with asyncio.timeout_at(min(ends, loop.time() + wait)):
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    raise Failed("its stream ended before it was done", again=wait is self._deadlines.first_token)
+                for data in parser.feed(piece):
+                    wait = self._deadlines.idle
+                    yield data
+                    if data == DONE:
+                        return
+
+
+class EventParser:
+    """The data of server-sent events, from bytes cut anywhere (httpx-sse wants whole lines of text, aiohttp-sse-client a session of its
+    own). Raises ValueError for an event that grows beyond bounds."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[bytes] = []
+
+    def feed(self, piece: bytes) -> list[bytes]:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        if len(self._rest) > MOST_BYTES:
+            raise ValueError("an event without end")
+        found = []
+        for line in lines:
+            line = line.removesuffix(b"\r")
+            if line.startswith(b"data:"):
+                self._data.append(line[5:].removeprefix(b" "))
+            elif not line and self._data:
+                found.append(b"\n".join(self._data))
+                self._data = []
+        return found
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    pieces, size = [], 0
+    async for piece in response.content.iter_any():
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_BYTES:
+            raise Failed(f"its reply has more than {MOST_BYTES} bytes", again=False)
+    return b"".join(pieces)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """What a `retry-after` asks for; a second when it says nothing we understand (a date is rare and means long)."""
+    try:
+        return max(0.0, float(retry_after or 1))
+    except ValueError:
+        return 1.0
+
+
+def _plain(url: str) -> str:
+    """Without credentials and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
