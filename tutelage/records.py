@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Tier = Literal["student", "ta", "teacher"]
 Bodies = Literal["off", "redacted", "full"]  # what is kept of prompts and answers; without them nothing can be learned
@@ -24,6 +24,8 @@ class Tenant:
     on_disconnect: Literal["cancel", "drain"] = "cancel"  # what becomes of a stream whose client leaves
     bodies: Bodies = "full"
     retention_days: int | None = None  # None: bodies are kept
+    cache_seconds: int | None = None  # how long its answers are kept to be given again; None: as gateway.yaml says
+    erasures: int = 0  # how often bodies were erased: no answer from before may be given again
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Attempt:
     cost_microusd: int
 
 
-@dataclass(frozen=True)
-class Interaction:
+class Interaction(NamedTuple):
     """One answered request, as recorded before the reply is acknowledged."""
 
     request_id: str
@@ -81,7 +82,7 @@ class Interaction:
     cost_microusd: int
     latency_ms: int
     embedding: bytes | None = None
-    attempts: tuple[Attempt, ...] = field(default=())
+    attempts: tuple[Attempt, ...] = ()
     endpoint: Literal["chat", "embeddings"] = "chat"
 
 

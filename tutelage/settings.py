@@ -89,6 +89,9 @@ class GatewaySettings(Strict):
     max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0)
     cache_ttl_seconds: int = Field(default=3600, ge=0)
     cache_deadline_seconds: float = Field(default=0.05, gt=0)
+    cache_worker_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    cache_tenant_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    cache_total_bytes: int = Field(default=256 * 1024 * 1024, gt=0)
     snapshot_seconds: float = Field(default=0.5, gt=0)
     record_flush_seconds: float = Field(default=0.003, ge=0)
     record_batch_rows: int = Field(default=200, gt=0)
@@ -104,6 +107,7 @@ class GatewaySettings(Strict):
     send_seconds: float = Field(default=10.0, gt=0)
     drain_seconds: float = Field(default=20.0, ge=0)
     configuration_seconds: float = Field(default=1.0, gt=0)
+    bare: bool = False  # for measuring only: nothing is limited, cached or recorded
 
 
 class RoutingSettings(Strict):

@@ -48,13 +48,20 @@ class Metrics:
         self.faulty = self._gauge("tutelage_configuration_faulty", "Workers whose configuration files cannot be used as they are")
         self.breakers = self._gauge("tutelage_model_breaker_open", "Workers that do not call this model just now", "model")
 
+        self._children: dict[tuple[str, str, str], tuple[Counter, Histogram, Counter]] = {}  # looking labels up costs more than counting
+
     def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
         return Gauge(name, told, labels, registry=self._registry, multiprocess_mode="livesum")
 
     def answered(self, tier: str, route: str, cache: str, seconds: float, cost_usd: float) -> None:
-        self.requests.labels(tier, route, cache).inc()
-        self.latency.labels(tier).observe(seconds)
-        self.cost.labels(tier).inc(cost_usd)
+        known = self._children.get((tier, route, cache))
+        if known is None:
+            known = self.requests.labels(tier, route, cache), self.latency.labels(tier), self.cost.labels(tier)
+            self._children[tier, route, cache] = known
+        requests, latency, cost = known
+        requests.inc()
+        latency.observe(seconds)
+        cost.inc(cost_usd)
 
     def render(self) -> bytes:
         """The text exposition format."""

@@ -9,16 +9,15 @@ import json
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from tutelage.errors import BackendFailed, BackendRefused, ConfigInvalid, NotFound
-from tutelage.fleet.endpoint import DONE, Deadlines, Endpoint, ReplicaHealth
+from tutelage.fleet.endpoint import Deadlines, Endpoint, ReplicaHealth
 from tutelage.settings import ModelEntry, Price
 
 
@@ -79,8 +78,7 @@ class Chunk(BaseModel):
     system_fingerprint: str | None = None
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A model's reply: the OpenAI body, token counts, whether they are our estimate, and its cost in US dollars."""
 
     body: dict[str, Any]
@@ -173,8 +171,6 @@ class OpenAIBackend:
         body = {**payload, "model": self._model, "stream": True, "stream_options": {"include_usage": True}}
         async with aclosing(self._endpoint.events(orjson.dumps(body))) as events:
             async for data in events:
-                if data == DONE:
-                    return
                 try:
                     chunk = orjson.loads(data)
                     if isinstance(chunk, dict) and "error" in chunk:

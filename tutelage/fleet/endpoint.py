@@ -10,13 +10,15 @@ import asyncio
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
+from types import TracebackType
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import aiohttp
+import yarl
 
 from tutelage.errors import BackendFailed, BackendRefused
 from tutelage.fleet import retries
@@ -55,7 +57,7 @@ class ReplicaHealth:
 
 @dataclass(eq=False)
 class Replica:
-    url: str
+    url: yarl.URL
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
     last_error: str | None = None
@@ -87,7 +89,7 @@ class Endpoint:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self._replicas = [Replica(url.rstrip("/") + "/chat/completions") for url in urls]
+        self._replicas = [Replica(yarl.URL(url.rstrip("/") + "/chat/completions")) for url in urls]
         self._headers = {"content-type": "application/json", "accept-encoding": "identity", **headers}
         self._deadlines = deadlines
         self._connections = connections
@@ -118,28 +120,24 @@ class Endpoint:
             BackendFailed: no replica answered in time; another model may.
             BackendRefused: this request is at fault.
         """
-        ends = asyncio.get_running_loop().time() + self._deadlines.total
-
-        async def whole(replica: Replica) -> bytes:
-            async with self._called(replica, body, ends) as response:
-                return await _read(response)
-
-        return await self._tried(whole)
+        return await self._tried(partial(self._whole, body, asyncio.get_running_loop().time() + self._deadlines.total))
 
     async def events(self, body: bytes) -> AsyncGenerator[bytes, None]:
-        """The data of each server-sent event, [DONE] included. Until the first one another replica may take over. Raises as `post`."""
+        """The data of each server-sent event before [DONE]. Until the first one another replica may take over. Raises as `post`."""
         ends = asyncio.get_running_loop().time() + self._deadlines.total
 
-        async def begun(replica: Replica) -> tuple[AsyncGenerator[bytes, None], bytes]:
-            stream = self._streamed(replica, body, ends)
+        async def begun(replica: Replica) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
+            stream = self._streamed(body, ends, replica)
             try:
-                return stream, await anext(stream)
+                return stream, await anext(stream, None)
             except BaseException:
                 await stream.aclose()
                 raise
 
         stream, first = await self._tried(begun)
         async with aclosing(stream):
+            if first is None:
+                return
             yield first
             try:
                 async for data in stream:
@@ -183,56 +181,23 @@ class Endpoint:
         seconds = min(replica.breaker.until(now) for replica in self._replicas)
         raise BackendFailed(f"model {self.name} failed too often and is left alone for {seconds:.0f} s", retry_after=max(1, round(seconds)))
 
-    @asynccontextmanager
-    async def _called(self, replica: Replica, body: bytes, ends: float) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A successful response of one replica, while the block runs; how it went is told to the replica's breaker."""
-        replica.in_flight += 1
-        breaker = replica.breaker
-        try:
-            async with self._responded(replica, body, ends) as response:
-                yield response
-            breaker.succeeded(self._monotonic())
-        except Failed as failed:
-            replica.last_error = str(failed)
-            if failed.asked is None:
-                breaker.failed(self._monotonic())
-            else:
-                breaker.rest(self._monotonic(), failed.asked)
-            raise
-        except BackendRefused:
-            breaker.succeeded(self._monotonic())  # it answers; the request was at fault
-            raise
-        except BaseException:
-            breaker.left()
-            raise
-        finally:
-            replica.in_flight -= 1
+    async def _whole(self, body: bytes, ends: float, replica: Replica) -> bytes:
+        with Call(replica, self._monotonic, self._deadlines):
+            async with asyncio.timeout_at(ends):
+                response = await self._session(replica).post(replica.url, data=body, allow_redirects=False)
+                async with response:
+                    if response.status != 200:
+                        raise await self._unwanted(response)
+                    return await _read(response)
 
-    @asynccontextmanager
-    async def _responded(self, replica: Replica, body: bytes, ends: float) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A response with status 200; everything else, and whatever goes wrong in the block, is Failed or BackendRefused."""
+    def _session(self, replica: Replica) -> aiohttp.ClientSession:
         if replica.session is None:
             connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
             timeout = aiohttp.ClientTimeout(total=None, connect=self._deadlines.connect, sock_connect=self._deadlines.connect)
             replica.session = aiohttp.ClientSession(
                 connector=connector, timeout=timeout, headers=self._headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
             )
-        try:
-            async with asyncio.timeout_at(ends) as headers_in_time:
-                response = await replica.session.post(replica.url, data=body, allow_redirects=False)
-                async with response:
-                    if response.status != 200:
-                        raise await self._unwanted(response)
-                    headers_in_time.reschedule(None if response.content_type == "text/event-stream" else ends)
-                    yield response
-        except aiohttp.ConnectionTimeoutError as slow:
-            raise Failed(f"no connection within {self._deadlines.connect:g} s", again=True, sent=False) from slow
-        except aiohttp.ClientConnectorError as unreachable:
-            raise Failed("it cannot be reached", again=True, sent=False) from unreachable
-        except TimeoutError as slow:
-            raise Failed("it took too long", again=False) from slow
-        except (aiohttp.ClientError, OSError, ValueError) as broken:
-            raise Failed(f"{type(broken).__name__}", again=True) from broken
+        return replica.session
 
     async def _unwanted(self, response: aiohttp.ClientResponse) -> Exception:
         """What a status other than 200 amounts to."""
@@ -246,20 +211,74 @@ class Endpoint:
             return Failed(f"HTTP {response.status}", again=False)
         return self._refusal(response.status, content)
 
-    async def _streamed(self, replica: Replica, body: bytes, ends: float) -> AsyncGenerator[bytes, None]:
+    async def _streamed(self, body: bytes, ends: float, replica: Replica) -> AsyncGenerator[bytes, None]:
         loop, parser, wait = asyncio.get_running_loop(), EventParser(), self._deadlines.first_token
-        async with self._called(replica, body, min(ends, loop.time() + wait)) as response:
-            pieces = response.content.iter_any()
-            while True:
-                async with asyncio.timeout_at(min(ends, loop.time() + wait)):
-                    piece = await anext(pieces, None)
-                if piece is None:
-                    raise Failed("its stream ended before it was done", again=wait is self._deadlines.first_token)
-                for data in parser.feed(piece):
-                    wait = self._deadlines.idle
-                    yield data
-                    if data == DONE:
-                        return
+        with Call(replica, self._monotonic, self._deadlines):
+            async with asyncio.timeout_at(min(ends, loop.time() + wait)):
+                response = await self._session(replica).post(replica.url, data=body, allow_redirects=False)
+            async with response:
+                if response.status != 200:
+                    async with asyncio.timeout_at(ends):
+                        raise await self._unwanted(response)
+                pieces = response.content.iter_any()
+                while True:
+                    async with asyncio.timeout_at(min(ends, loop.time() + wait)):
+                        piece = await anext(pieces, None)
+                    if piece is None:
+                        raise Failed("its stream ended before it was done", again=wait is self._deadlines.first_token)
+                    for data in parser.feed(piece):
+                        if data == DONE:
+                            return
+                        wait = self._deadlines.idle
+                        yield data
+
+
+class Call:
+    """One call of a replica, while the block runs: how it went is told to its breaker, and whatever goes wrong becomes Failed or
+    BackendRefused."""
+
+    __slots__ = ("_deadlines", "_monotonic", "_replica")
+
+    def __init__(self, replica: Replica, monotonic: Callable[[], float], deadlines: Deadlines) -> None:
+        self._replica, self._monotonic, self._deadlines = replica, monotonic, deadlines
+
+    def __enter__(self) -> None:
+        self._replica.in_flight += 1
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        self._replica.in_flight -= 1
+        breaker, now = self._replica.breaker, self._monotonic()
+        if error is None or isinstance(error, BackendRefused):  # then it answers; the request was at fault
+            breaker.succeeded(now)
+            return
+        failed = _failure(error, self._deadlines)
+        if failed is None:
+            breaker.left()
+            return
+        self._replica.last_error = str(failed)
+        if failed.asked is None:
+            breaker.failed(now)
+        else:
+            breaker.rest(now, failed.asked)
+        if failed is not error:
+            raise failed from error
+
+
+def _failure(error: BaseException, deadlines: Deadlines) -> Failed | None:
+    """What an exception tells of the replica; None for one that tells nothing, such as a client that went away."""
+    match error:
+        case Failed():
+            return error
+        case aiohttp.ConnectionTimeoutError():
+            return Failed(f"no connection within {deadlines.connect:g} s", again=True, sent=False)
+        case aiohttp.ClientConnectorError():
+            return Failed("it cannot be reached", again=True, sent=False)
+        case TimeoutError():
+            return Failed("it took too long", again=False)
+        case aiohttp.ClientError() | OSError() | ValueError():
+            return Failed(type(error).__name__, again=True)
+        case _:
+            return None
 
 
 class EventParser:
@@ -286,6 +305,8 @@ class EventParser:
 
 
 async def _read(response: aiohttp.ClientResponse) -> bytes:
+    if (response.content_length or MOST_BYTES + 1) <= MOST_BYTES:
+        return await response.read()
     pieces, size = [], 0
     async for piece in response.content.iter_any():
         pieces.append(piece)
@@ -303,7 +324,6 @@ def _seconds(retry_after: str | None) -> float:
         return 1.0
 
 
-def _plain(url: str) -> str:
+def _plain(url: yarl.URL) -> str:
     """Without credentials and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    return str(url.with_user(None).with_query(None))

@@ -159,7 +159,8 @@ def start_valkey(home: Home) -> str:
     if processes.find(home, "valkey") is None:
         socket.unlink(missing_ok=True)
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(folder)]
-        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
+        command += ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory", "512mb"]
+        command += ["--maxmemory-policy", "noeviction"]  # counters must not be evicted; the cache bounds itself
         processes.start(home, "valkey", command)
     _wait_for_socket(socket, home)
     return f"unix://{socket}"

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -37,17 +37,27 @@ BASE = "smollm2-135m-instruct"
 
 def prepare_models(home: Home, say: Say) -> None:
     """Make the encoder and the default base from the packaged weights, once a home; nothing is downloaded."""
-    for name, module, out in (("encoder", "inference.encoder_export", home.models / "encoder"), ("base", "inference.base", home.models)):
-        made = home.models / ("encoder/model.onnx" if name == "encoder" else f"{BASE}/config.json")
-        if made.exists():
-            continue
-        say(f"preparing the {name} from its packaged weights (once)")
-        command = processes.python("-m", module, "--out", str(out))
-        environment = {**os.environ, **home.environment(), "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
-        # its output is quoted when it fails; it is ended with us because it shares our terminal's process group
-        done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise EngineFailed(f"preparing the {name} failed: {done.stderr.strip()[-600:]}")
+    if not (home.models / "encoder/model.onnx").exists():
+        say("preparing the encoder from its packaged weights (once)")
+        prepare_encoder(home.models / "encoder", environment=home.environment())
+    if not (home.models / f"{BASE}/config.json").exists():
+        say("preparing the base from its packaged weights (once)")
+        _prepare("base", "inference.base", home.models, home.environment())
+
+
+def prepare_encoder(out: Path, *, environment: Mapping[str, str] | None = None) -> None:
+    """Make the encoder's model in `out` unless it is there. Raises EngineFailed."""
+    if not (out / "model.onnx").exists():
+        _prepare("encoder", "inference.encoder_export", out, environment or {})
+
+
+def _prepare(name: str, module: str, out: Path, environment: Mapping[str, str]) -> None:
+    command = processes.python("-m", module, "--out", str(out))
+    environment = {**os.environ, **environment, "OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    # its output is quoted when it fails; it is ended with us because it shares our terminal's process group
+    done = subprocess.run(command, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise EngineFailed(f"preparing the {name} failed: {done.stderr.strip()[-600:]}")
 
 
 class Local(AbstractContextManager["Local"]):
@@ -55,8 +65,8 @@ class Local(AbstractContextManager["Local"]):
 
     def __init__(self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info) -> None:
         self.home, self.config_dir, self.host, self.port, self.workers, self._say = home, config_dir, host, port, workers, say
-        self.tier = load(TierSettings, config_dir)
-        for kind in (GatewaySettings, RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings):
+        self.tier, self.gateway = load(TierSettings, config_dir), load(GatewaySettings, config_dir)
+        for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings):
             load(kind, config_dir)  # every fault of the configuration is told before anything is started
         self.url = f"http://{host}:{port}"
         self.tier_url = f"http://127.0.0.1:{self.tier.port}"
@@ -97,8 +107,8 @@ class Local(AbstractContextManager["Local"]):
         self.reconcile()
 
     def _stop(self) -> None:
-        for name in ("gateway", "tier"):
-            processes.stop(self.home, name)
+        processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
+        processes.stop(self.home, "tier")
         engines.stop(self.home)
         self._control.close()
         processes.release(self.home, "serve")
@@ -134,7 +144,9 @@ class Local(AbstractContextManager["Local"]):
         }
         serve = processes.python("-m", "granian", "--interface", "asgi", "--factory", "tutelage.gateway.app:create", "--loop", "uvloop")
         serve += ["--host", self.host, "--port", str(self.port), "--workers", str(self.workers), "--respawn-failed-workers"]
-        serve += ["--no-ws", "--log-level", "warning", "--workers-kill-timeout", "10"]
+        # streams may finish while a worker drains; a client that sends its head slower than this is cut off
+        serve += ["--no-ws", "--log-level", "warning", "--workers-kill-timeout", str(round(self.gateway.drain_seconds) + 5)]
+        serve += ["--http1-header-read-timeout", "10000", "--backlog", "4096", "--backpressure", "4096"]
         processes.start(self.home, "gateway", serve, environment=environment)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:

@@ -21,9 +21,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import orjson
 import valkey.asyncio
@@ -75,6 +75,7 @@ class Party:
         """The names of its counters, in the order of LIMITS."""
         return list(_counters(self.scope, self.tenant_id, self.id, now.year, now.month, now.day))
 
+    @cached_property
     def bounds(self) -> list[int]:
         """Its limits in the order of LIMITS; -1 for none."""
         return [-1 if (limit := getattr(self.limits, name)) is None else limit for name in LIMITS]
@@ -104,7 +105,7 @@ class Meter:
         return [name for party in self.parties for name in party.counters(self.at)]
 
     def bounds(self) -> list[int]:
-        return [bound for party in self.parties for bound in party.bounds()]
+        return [bound for party in self.parties for bound in party.bounds]
 
     def settle(self, *, tokens: int, cost_microusd: int) -> None:
         self.taken = Estimate(tokens, cost_microusd)
@@ -157,15 +158,15 @@ class Share:
         self.level -= 1
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One request as scripts/limits.lua wants it."""
 
     verb: Literal["admit", "end"]
+    running: str
     request_id: str
-    keys: Sequence[str]
-    values: tuple[Any, Any, Any, Any]
+    counters: Sequence[str]
     bounds: Sequence[int]
+    values: tuple[int | str, ...]
 
 
 class Admission:
@@ -203,6 +204,7 @@ class Admission:
         self._missed: Counter[str] = Counter()
         self._doubtful: list[Meter] = []  # ended; Valkey may have granted them without our hearing of it
         self._worker = uuid.uuid4().hex[:12]
+        self._runs = _running(self._worker)
         self.workers = 1
 
     @property
@@ -210,15 +212,20 @@ class Admission:
         """Whether this worker counts for itself just now."""
         return self._monotonic() < self._down_until
 
-    @asynccontextmanager
-    async def granted(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> AsyncIterator[Meter]:
-        """Let a request run, or raise LimitReached; what it has not taken at the end is given back."""
+    async def grant(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> Meter:
+        """Let a request run, until `end`. Raises LimitReached."""
         meter = Meter(request_id, tuple(parties), self._clock(), reserved)
         await self._take(meter)
+        return meter
+
+    @asynccontextmanager
+    async def granted(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> AsyncIterator[Meter]:
+        """As `grant`, for the length of a block."""
+        meter = await self.grant(request_id, parties, reserved)
         try:
             yield meter
         finally:
-            self._give_back(meter)
+            self.end(meter)
 
     async def start(self) -> None:
         """Be known among the workers from now on, and look after those that die."""
@@ -267,8 +274,8 @@ class Admission:
             reserved = Estimate(*left["reserved"])
             lost = Lost(request_id.decode(), left["tenant"], left["key"], datetime.fromisoformat(left["at"]), reserved)
             billed = await self._lost(lost)
-            back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd, "")
-            await self._decide([Call("end", lost.request_id, [_running(worker), *left["counters"]], back, left["bounds"])])
+            back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd)
+            await self._decide([Call("end", _running(worker), lost.request_id, left["counters"], left["bounds"], back)])
         await self._client.srem(WORKERS, worker)
         await self._client.delete(_running(worker))
 
@@ -293,21 +300,19 @@ class Admission:
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
         counters, bounds, reserved = meter.counters(), meter.bounds(), meter.reserved
         left = {"tenant": meter.parties[0].tenant_id, "key": meter.parties[-1].id, "at": meter.at, "counters": counters, "bounds": bounds}
-        kept = orjson.dumps(left | {"reserved": [reserved.tokens, reserved.cost_microusd]})
+        kept = orjson.dumps(left | {"reserved": [reserved.tokens, reserved.cost_microusd]}).decode()
         values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, kept)
-        limit, party, wait_ms = await self._decisions(Call("admit", meter.request_id, [_running(self._worker), *counters], values, bounds))
+        limit, party, wait_ms = await self._decisions(Call("admit", self._runs, meter.request_id, counters, bounds, values))
         return limit, meter.parties[party], wait_ms
 
     async def _decide(self, calls: list[Call]) -> list[tuple[str, int, int]]:
         """One round trip for all calls. Raises FAULTS; what was granted unheard of is given back by later beats."""
         if self.degraded:
             raise TimeoutError("Valkey did not answer a moment ago")
-        keys = [key for call in calls for key in call.keys]
-        arguments: list[Any] = [len(calls)]
-        for call in calls:
-            arguments += (call.verb, len(call.bounds) // len(LIMITS), call.request_id, *call.values, *call.bounds)
-        told = await asyncio.wait_for(self._script(keys=keys, args=arguments), self._deadline)
-        return [(limit.decode(), int(party), int(wait_ms)) for limit, party, wait_ms in told]
+        asked = orjson.dumps([[*call[:5], *call.values] for call in calls])
+        async with asyncio.timeout(self._deadline):
+            told = await self._script(args=[asked])
+        return [(limit, int(party), int(wait_ms)) for limit, party, wait_ms in orjson.loads(told)]
 
     async def _remember(self, party: Party, meter: Meter) -> None:
         """Set counters that are gone from what the ledger says; the first worker to do so wins."""
@@ -335,7 +340,8 @@ class Admission:
         for share in shares:
             share.take()
 
-    def _give_back(self, meter: Meter) -> None:
+    def end(self, meter: Meter) -> None:
+        """The request is over: what it has not taken is given back."""
         if not meter.local:
             self._give_back_there(meter)
             return
@@ -347,13 +353,13 @@ class Admission:
     def _give_back_there(self, meter: Meter) -> None:
         """Give back in Valkey, where it is done once however often it is asked for. Nobody waits for it."""
         taken = meter.taken or Estimate(0, 0)
-        unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd, "")
-        call = Call("end", meter.request_id, [_running(self._worker), *meter.counters()], unused, meter.bounds())
+        unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
+        call = Call("end", self._runs, meter.request_id, meter.counters(), meter.bounds(), unused)
         self._decisions.send(call, lambda failed: self._later(meter, failed))
 
     def _later(self, meter: Meter, failed: Exception) -> None:
-        log.warning("request %s gives back later what it had reserved: %r", meter.request_id, failed)
         if not self.degraded:
+            log.warning("requests give back later what they had reserved: %r", failed)
             self._down_until = self._monotonic() + self._pause
         self._doubtful.append(meter)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
@@ -18,9 +19,9 @@ from tutelage import __version__
 from tutelage.errors import Unavailable
 from tutelage.fleet import backends
 from tutelage.fleet.endpoint import Deadlines, Endpoint
-from tutelage.gateway import configuration, endpoints, wire
+from tutelage.gateway import bare, configuration, endpoints, wire
 from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
-from tutelage.gateway.cache import ExactCache
+from tutelage.gateway.cache import Cache
 from tutelage.gateway.callers import Callers
 from tutelage.gateway.configuration import Configuration, ConfigurationWatcher
 from tutelage.gateway.dispatch import Dispatch, Models
@@ -87,17 +88,9 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         encoder = Encoder(setup.home.models / "encoder", threads=1)
         clients = Clients(setup, encoder.count_tokens)
         opened.push_async_callback(clients.close)
-        cache = ExactCache(setup.valkey_url, ttl_seconds=settings.cache_ttl_seconds, deadline_seconds=settings.cache_deadline_seconds)
-        opened.push_async_callback(cache.close)
-        admission = _admission(setup, pool)
-        opened.push_async_callback(admission.close)
-        recorder = Recorder(
-            pool,
-            flush_seconds=settings.record_flush_seconds,
-            batch_rows=settings.record_batch_rows,
-            deadline_seconds=settings.record_deadline_seconds,
-        )
-        opened.push_async_callback(recorder.stop)
+        cache, admission, recorder = _governance(setup, pool)
+        for closing in (cache.close, admission.close, recorder.stop):
+            opened.push_async_callback(closing)
         models = clients.models(setup.started_with.models)
         dispatch = Dispatch(encoder, models=models, routing=setup.started_with.routing, metrics=state.metrics)
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
@@ -136,6 +129,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             await part.start()
         for part in (watcher, idempotency, state.configuration):
             opened.push_async_callback(part.stop)
+        gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
         yield
 
 
@@ -193,14 +187,33 @@ async def _close_later(backend: backends.Backend, seconds: float) -> None:
         await backend.close()
 
 
-def _admission(setup: Setup, pool: Pool) -> Admission:
+def _governance(setup: Setup, pool: Pool) -> tuple[Cache, Admission, Recorder]:
     settings = setup.started_with.gateway
-    return Admission(
-        setup.valkey_url,
-        used=partial(_used, pool),
-        lost=partial(_settle_lost, pool),
-        deadline_seconds=settings.admission_deadline_seconds,
-        slot_seconds=settings.slot_seconds,
+    if settings.bare:
+        log.warning("bare: true in gateway.yaml: nothing is limited, cached or recorded; this is for measuring only")
+        return bare.NoCache(), bare.NoLimits(), bare.NoLedger()
+    return (
+        Cache(
+            setup.valkey_url,
+            secret=setup.home.secret("pepper").encode(),
+            deadline_seconds=settings.cache_deadline_seconds,
+            worker_bytes=settings.cache_worker_bytes,
+            tenant_bytes=settings.cache_tenant_bytes,
+            total_bytes=settings.cache_total_bytes,
+        ),
+        Admission(
+            setup.valkey_url,
+            used=partial(_used, pool),
+            lost=partial(_settle_lost, pool),
+            deadline_seconds=settings.admission_deadline_seconds,
+            slot_seconds=settings.slot_seconds,
+        ),
+        Recorder(
+            pool,
+            flush_seconds=settings.record_flush_seconds,
+            batch_rows=settings.record_batch_rows,
+            deadline_seconds=settings.record_deadline_seconds,
+        ),
     )
 
 

@@ -34,6 +34,11 @@ class Batched(Generic[Asked, Result]):
         """As a call whose result nobody waits for; `failed` is told when there is none."""
         self._put(item, failed)
 
+    @property
+    def size(self) -> int:
+        """How many wait for a call."""
+        return len(self._waiting)
+
     async def join(self) -> None:
         """Wait until everything that was asked for so far has been answered."""
         while self._worker is not None:

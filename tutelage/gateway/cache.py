@@ -1,6 +1,8 @@
-"""The exact answer cache of each tenant, in Valkey. A slow or dead Valkey is a miss, never an error.
+"""Answers that were given before, of each tenant by itself: a first level in the worker, a second in Valkey for all workers.
 
-The tenant is part of the key's type, so no code path can look up another tenant's answer. It refuses to know what is worth caching.
+The tenant is part of the key's type, so no code path can look up another tenant's answer. An entry knows which version of which model gave
+it, and is an answer only while that one still serves. A slow or dead Valkey is a miss, never an error. It refuses to know what is worth
+keeping (`freshness.py`).
 """
 
 from __future__ import annotations
@@ -8,20 +10,36 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import json
 import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import orjson
 import valkey.asyncio
+from cachetools import LRUCache
 from valkey.exceptions import ValkeyError
 
+from tutelage.gateway.batching import Batched
+from tutelage.records import Tier
+
 log = logging.getLogger(__name__)
+
+SCRIPT = Path(__file__).parent / "scripts" / "keep.lua"
+MAC_BYTES = 16
+MOST_WAITING = 2_000  # to be kept in Valkey: a slow one must not fill the worker
+PAUSE_SECONDS = 1.0  # Valkey is not asked again for so long after it did not answer
+FAULTS = (TimeoutError, ValkeyError, OSError)
+
+Found = Literal["exact", "stale", "miss"]
 
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Whose answer to what, under which routing: the digest is keyed by a secret, so a key tells nothing of the prompt."""
+    """Whose answer to what, under which policy: the digest is keyed by a secret, so a key tells nothing of the prompt."""
 
     tenant_id: str
     digest: str
@@ -30,35 +48,142 @@ class CacheKey:
         return f"tutelage:exact:{self.tenant_id}:{self.digest}"
 
 
-def cache_key(tenant_id: str, shape: dict[str, Any], *, secret: str, generation: str) -> CacheKey:
-    """`shape` is everything in the request that shapes the answer; `generation` changes with the models that may answer it."""
-    material = json.dumps([tenant_id, generation, shape], sort_keys=True, ensure_ascii=False).encode()
-    return CacheKey(tenant_id, hmac.new(secret.encode(), material, hashlib.sha256).hexdigest())
+class Entry(NamedTuple):
+    """A whole answer. `lineage` names the model and version that gave it; `expires_at` is in Unix seconds."""
+
+    body: dict[str, Any]
+    prompt_tokens: int
+    completion_tokens: int
+    model: str
+    tier: Tier
+    confidence: float | None
+    domain: str | None
+    lineage: str
+    expires_at: float
 
 
-class ExactCache:
-    """Answers by key, for `ttl_seconds`; every call ends within `deadline_seconds`."""
+class Keeping(NamedTuple):
+    """One entry on its way to Valkey."""
 
-    def __init__(self, url: str, *, ttl_seconds: int, deadline_seconds: float) -> None:
+    key: CacheKey
+    value: bytes
+    seconds: int
+
+
+def cache_key(tenant_id: str, shape: dict[str, Any], *, secret: bytes, policy: str) -> CacheKey:
+    """`shape` is everything in the request that shapes the answer, `policy` how it is routed."""
+    material = orjson.dumps([tenant_id, policy, shape], option=orjson.OPT_SORT_KEYS)
+    return CacheKey(tenant_id, hashlib.blake2b(material, key=secret[:64], digest_size=32).hexdigest())
+
+
+class Cache:
+    """Both levels. `statistics` counts by tenant what look-ups found and what was kept."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: bytes,
+        deadline_seconds: float,
+        worker_bytes: int,
+        tenant_bytes: int,
+        total_bytes: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
-        self._ttl = ttl_seconds
+        self._script = self._client.register_script(SCRIPT.read_text())
+        self._secret = hashlib.blake2b(secret, digest_size=32, person=b"cache").digest()
         self._deadline = deadline_seconds
+        self._bounds = (tenant_bytes, total_bytes)
+        self._clock = clock
+        self._near: LRUCache[CacheKey, tuple[Entry, int]] = LRUCache(worker_bytes, getsizeof=lambda held: held[1])
+        self._looks: Batched[CacheKey, Entry | None] = Batched(self._get)
+        self._keeps: Batched[Keeping, None] = Batched(self._set)
+        self._down_until = 0.0
+        self.statistics: dict[str, Counter[str]] = {}
 
-    async def get(self, key: CacheKey) -> dict[str, Any] | None:
-        try:
-            found = await asyncio.wait_for(self._client.get(str(key)), self._deadline)
-            return json.loads(found) if found else None
-        except (TimeoutError, ValkeyError, OSError, ValueError) as failed:
-            log.warning("cache lookup failed, treated as a miss: %r", failed)
+    async def find(self, key: CacheKey, *, live: Container[str]) -> Entry | None:
+        """The entry, if its model is among those that are `live`; one whose model is not is forgotten."""
+        held = self._near.get(key)
+        entry = held[0] if held else await self._far(key)
+        if entry is None or entry.expires_at <= self._clock():
+            self._count(key, "miss")
             return None
+        if entry.lineage not in live:
+            self._near.pop(key, None)
+            self._count(key, "stale")
+            return None
+        self._count(key, "exact")
+        return entry
 
-    async def put(self, key: CacheKey, value: dict[str, Any]) -> None:
-        if self._ttl <= 0:
-            return
-        try:
-            await asyncio.wait_for(self._client.set(str(key), json.dumps(value), ex=self._ttl), self._deadline)
-        except (TimeoutError, ValkeyError, OSError) as failed:
-            log.warning("cache write failed, skipped: %r", failed)
+    def keep(self, key: CacheKey, entry: Entry) -> None:
+        """Keep it in this worker now and in Valkey soon; nobody waits."""
+        value = orjson.dumps([*entry])
+        self._hold(key, entry, len(value))
+        self._count(key, "kept")
+        if not self._down and self._keeps.size < MOST_WAITING:
+            seconds = max(1, round(entry.expires_at - self._clock()))
+            self._keeps.send(Keeping(key, self._mac(key, value) + value, seconds), self._unkept)
 
     async def close(self) -> None:
+        try:
+            async with asyncio.timeout(10 * self._deadline):
+                await self._keeps.join()
+        except TimeoutError:
+            log.warning("some answers were not kept in Valkey before the end")
         await self._client.aclose()
+
+    @property
+    def _down(self) -> bool:
+        return self._clock() < self._down_until
+
+    async def _far(self, key: CacheKey) -> Entry | None:
+        if self._down:
+            return None
+        try:
+            return await self._looks(key)
+        except FAULTS as failed:
+            log.warning("cache look-up failed, treated as a miss: %r", failed)
+            self._down_until = self._clock() + PAUSE_SECONDS
+            return None
+
+    async def _get(self, keys: list[CacheKey]) -> list[Entry | None]:
+        async with asyncio.timeout(self._deadline):
+            values = await self._client.mget([str(key) for key in keys])
+        return [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
+
+    def _read(self, key: CacheKey, value: bytes) -> Entry | None:
+        """None for what was not written by us under this very key."""
+        mac, content = value[:MAC_BYTES], value[MAC_BYTES:]
+        if not hmac.compare_digest(mac, self._mac(key, content)):
+            log.warning("a cache entry of tenant %s is not what was written; ignored", key.tenant_id)
+            return None
+        entry = Entry(*orjson.loads(content))
+        self._hold(key, entry, len(content))
+        return entry
+
+    async def _set(self, kept: list[Keeping]) -> list[None]:
+        keys: list[str] = []
+        values: list[Any] = [*self._bounds]
+        for one in kept:
+            head = f"tutelage:cached:{one.key.tenant_id}"
+            keys += (str(one.key), f"{head}:order", f"{head}:sizes", f"{head}:bytes", "tutelage:cached:bytes")
+            values += (one.value, one.seconds)
+        async with asyncio.timeout(10 * self._deadline):  # nobody waits for it
+            await self._script(keys=keys, args=values)
+        return [None] * len(kept)
+
+    def _unkept(self, failed: Exception) -> None:
+        if not self._down:
+            log.warning("answers are not kept in Valkey for a while: %r", failed)
+        self._down_until = self._clock() + PAUSE_SECONDS
+
+    def _hold(self, key: CacheKey, entry: Entry, size: int) -> None:
+        if size <= self._near.maxsize // 8:
+            self._near[key] = (entry, size + 512)
+
+    def _mac(self, key: CacheKey, content: bytes) -> bytes:
+        return hashlib.blake2b(str(key).encode() + content, key=self._secret, digest_size=MAC_BYTES).digest()
+
+    def _count(self, key: CacheKey, what: str) -> None:
+        self.statistics.setdefault(key.tenant_id, Counter())[what] += 1

@@ -5,6 +5,8 @@ It never asks the database, so a store that is down makes no key unknown. It ref
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +19,8 @@ from tutelage.gateway.limits import Limits, agreed
 from tutelage.gateway.snapshot import Snapshot, Watcher
 from tutelage.records import Bodies, Key
 
+MOST_KNOWN = 10_000
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -27,6 +31,8 @@ class Caller:
     models: frozenset[str] | None = None
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     bodies: Bodies = "full"
+    cache_seconds: int | None = None  # how long its answers are kept; None: as long as the gateway says
+    erasures: int = 0
 
     @property
     def tenant_id(self) -> str:
@@ -54,7 +60,8 @@ class Callers:
         self._pepper = pepper
         self._clock = clock
         self._snapshot: Snapshot | None = None
-        self._known: dict[str, Caller] = {}
+        self._known: dict[bytes, tuple[datetime | None, Caller]] = {}  # until when, and who
+        self._key = secrets.token_bytes(16)
 
     def authenticate(self, authorization: str | None) -> Caller:
         """
@@ -63,14 +70,19 @@ class Callers:
             Suspended: its tenant may not ask at present.
             Unavailable: no keys have been read yet.
         """
-        presented = keys.parse(authorization)
-        snapshot = self._watcher.current
-        key = keys.check(presented, snapshot.keys.get(presented.id), pepper=self._pepper, now=self._clock())
-        if snapshot is not self._snapshot:
+        snapshot, now = self._watcher.current, self._clock()
+        if snapshot is not self._snapshot or len(self._known) > MOST_KNOWN:
             self._snapshot, self._known = snapshot, {}
-        caller = self._known.get(key.id)
-        if caller is None:
-            caller = self._known[key.id] = _caller(key, snapshot)
+        # what was presented is remembered as a digest only
+        digest = hashlib.blake2b((authorization or "").encode(), digest_size=16, key=self._key).digest()
+        known = self._known.get(digest)
+        if known is not None and (known[0] is None or known[0] > now):
+            return known[1]
+        presented = keys.parse(authorization)
+        key = keys.check(presented, snapshot.keys.get(presented.id), pepper=self._pepper, now=now)
+        caller = _caller(key, snapshot)
+        ends = [at for at in (key.expires_at, key.revoked_at) if at is not None]
+        self._known[digest] = min(ends, default=None), caller
         return caller
 
 
@@ -86,4 +98,6 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
         frozenset(key.models) if key.models is not None else None,
         tenant.on_disconnect,
         tenant.bodies,
+        tenant.cache_seconds,
+        tenant.erasures,
     )

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp
 
 from tutelage.errors import InvalidRequest
 from tutelage.gateway import openai, wire
@@ -38,7 +39,9 @@ def add_routes(app: wire.Gateway) -> None:
         ("/v1/embeddings", embeddings, openai.EmbeddingRequest, openai.EmbeddingList, IDEMPOTENCY),
         ("/v1/feedback", feedback, openai.FeedbackRequest, openai.FeedbackReply, IDEMPOTENCY),
     ):
-        app.add_api_route(path, handler, methods=["POST"], responses=_answers(answer), openapi_extra=_reads(body, more))
+        app.add_api_route(
+            path, handler, methods=["POST"], response_model=None, responses=_answers(answer), openapi_extra=_reads(body, more)
+        )
         app.hot["POST", path] = handler
     app.add_api_route(
         "/v1/models", models, methods=["GET"], responses=_answers(openai.ModelList, body=False), openapi_extra={"security": SECURED}
@@ -49,7 +52,7 @@ def add_routes(app: wire.Gateway) -> None:
     app.add_api_route("/metrics", metrics, methods=["GET"], response_class=Response, responses=text)
 
 
-async def chat(request: Request) -> Response:
+async def chat(request: Request) -> ASGIApp:
     """Answer a conversation, whole or as a stream of server-sent events."""
     who, state = _caller(request, "chat"), request.app.state
     body = openai.parse_chat(await _body(request))
@@ -57,20 +60,21 @@ async def chat(request: Request) -> Response:
     pipeline: Pipeline = state.pipeline
     # what an idempotency key holds is let go when the reply is whole, failed or cut off
     async with AsyncExitStack() as holding:
-        claimed = await _claim(request, who, holding, [body.shape(), body.stream, options.cache, options.domain])
+        claimed = await _claim(request, who, holding, [body.shape, body.stream, options.cache, options.domain])
         if isinstance(claimed, StoredReply):
             return _whole(claimed)
-        meter = await holding.enter_async_context(pipeline.admit(body, who))
+        meter = await pipeline.admit(body, who)
+        holding.callback(pipeline.end, meter)
         asked = Asked(body, who, options, claimed, meter, time.monotonic())
         if not body.stream:
             reply = await pipeline.answer(asked)
-            return Response(reply.content, media_type=openai.JSON, headers=reply.headers)
+            return wire.Whole(reply.content, openai.JSON, reply.headers)
         headers, chunks = await pipeline.stream(asked)
         seconds = state.configuration.current.gateway.send_seconds
         return wire.EventStream(chunks, holding.pop_all(), headers=headers, metrics=state.metrics, seconds=seconds)
 
 
-async def embeddings(request: Request) -> Response:
+async def embeddings(request: Request) -> ASGIApp:
     """Vectors of texts, by the local encoder."""
     who = _caller(request, "embeddings")
     asked: openai.EmbeddingRequest = openai.parse_body(openai.EmbeddingRequest, await _body(request))
@@ -91,7 +95,7 @@ async def models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": listed})
 
 
-async def feedback(request: Request) -> Response:
+async def feedback(request: Request) -> ASGIApp:
     """A verdict on an answer: what the loop learns from."""
     who = _caller(request, "feedback")
     said: openai.FeedbackRequest = openai.parse_body(openai.FeedbackRequest, await _body(request))
@@ -125,7 +129,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _caller(request: Request, route: str) -> Caller:
-    caller: Caller = request.app.state.callers.authenticate(request.headers.get("authorization"))
+    caller: Caller = request.app.state.callers.authenticate(wire.headers_of(request).get("authorization"))
     caller.check_route(route)
     return caller
 
@@ -136,7 +140,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _options(request: Request) -> Options:
-    headers = request.headers
+    headers = wire.headers_of(request)
     cache, priority = headers.get("x-tutelage-cache", "").lower(), headers.get("x-tutelage-priority", "normal").lower()
     if cache not in CACHE_WISHES:
         raise InvalidRequest(f"x-tutelage-cache: {cache!r} is unknown; allowed: bypass, private", param="x-tutelage-cache")
@@ -148,18 +152,18 @@ def _options(request: Request) -> Options:
 
 async def _claim(request: Request, who: Caller, holding: AsyncExitStack, parameters: list[Any]) -> Held | StoredReply | None:
     """What the request's Idempotency-Key stands for; without one, nothing."""
-    key = request.headers.get("idempotency-key")
+    key = wire.headers_of(request).get("idempotency-key")
     if key is None:
         return None
     idempotency: Idempotency = request.app.state.idempotency
-    claimed = await idempotency.claim(who.tenant_id, key, route=request.url.path, parameters=parameters)
+    claimed = await idempotency.claim(who.tenant_id, key, route=request.scope["path"], parameters=parameters)
     if isinstance(claimed, Held):
         await holding.enter_async_context(idempotency.holding(claimed))
     return claimed
 
 
-def _whole(reply: StoredReply) -> Response:
-    return Response(reply.body, media_type=reply.media_type, headers=reply.headers)
+def _whole(reply: StoredReply) -> ASGIApp:
+    return wire.Whole(reply.body, reply.media_type, reply.headers)
 
 
 # --- what /openapi.json tells: bodies are read by hand, so that errors keep OpenAI's shape and the framework stays out of the way ---

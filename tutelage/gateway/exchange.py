@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tutelage.fleet.backends import Answer
 from tutelage.gateway import openai
@@ -15,21 +15,19 @@ from tutelage.records import Attempt, Tier
 from tutelage.stores.replies import Held
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(NamedTuple):
     """What the request's headers ask for; `trace` are those that name the caller's span."""
 
     cache: str = ""
     domain: str | None = None
     priority: Priority = "normal"
-    trace: Mapping[str, str] = field(default_factory=dict)
+    trace: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Asked:
+class Asked(NamedTuple):
     """One request on its way: who asks what, since when (`started`, monotonic seconds), and the idempotency key it holds."""
 
-    request: openai.ChatRequest
+    request: openai.Chat
     caller: Caller
     options: Options
     held: Held | None
@@ -41,17 +39,11 @@ class Asked:
         return self.meter.request_id
 
     @property
-    def usage(self) -> bool:
-        """Whether a stream is to end with its usage."""
-        return self.request.stream_options is not None and self.request.stream_options.include_usage
-
-    @property
     def given_domain(self) -> str | None:
-        return self.options.domain or (self.request.metadata or {}).get("domain")
+        return self.options.domain or self.request.domain
 
 
-@dataclass(frozen=True)
-class Placed:
+class Placed(NamedTuple):
     """Where in the tenant's traffic a prompt belongs."""
 
     domain: str | None
@@ -59,8 +51,7 @@ class Placed:
     reason: str
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """An answer that may be given: who gave it, how it was chosen, and what was tried on the way."""
 
     answer: Answer
@@ -71,6 +62,7 @@ class Outcome:
     confidence: float | None = None
     attempts: tuple[Attempt, ...] = ()
     domain: str | None = None  # only a cached outcome knows it; others are placed first
+    lineage: str = ""  # the model and version that gave it
 
     @property
     def cost_usd(self) -> float:
@@ -78,8 +70,7 @@ class Outcome:
         return self.answer.cost_usd + sum(a.cost_microusd for a in self.attempts if not a.accepted) / 1e6
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """What goes back to the client: the whole completion as JSON, or for a stream the chunks that it has not had yet, and the
     headers that say where it came from."""
 

@@ -6,13 +6,14 @@ It refuses to know who answers. Fields it does not use are kept and passed on to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tutelage.errors import InvalidRequest
 
+Checked = TypeVar("Checked", bound=BaseModel)
 SHAPELESS = {"stream", "stream_options", "metadata"}  # of a chat request: what does not change the answer
 MOST_INPUTS = 2048  # OpenAI's limit on the texts of one embeddings request
 
@@ -54,7 +55,6 @@ class ChatRequest(BaseModel):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     metadata: dict[str, str] | None = None
-    _sent: dict[str, Any] = PrivateAttr(default_factory=dict)  # as the client sent it
 
     @field_validator("messages")
     @classmethod
@@ -63,20 +63,27 @@ class ChatRequest(BaseModel):
             raise ValueError("at least one message must have content")
         return messages
 
-    def conversation(self) -> list[dict[str, Any]]:
-        messages: list[dict[str, Any]] = self._sent["messages"]
-        return messages
 
-    def prompt(self) -> str:
-        """The text of the last user message (of all messages when there is none): what routing looks at."""
-        for message in reversed(self.messages):
-            if message.role == "user":
-                return text_of(message)
-        return "\n".join(text_of(m) for m in self.messages)
+class Chat:
+    """A checked chat request. `shape` is everything in it that shapes the answer, as the client sent it: what a model is asked and what
+    the cache compares; fields unknown here are in it too. `prompt` is the text of the last user message (of all messages when there is
+    none): what routing looks at. `longest` is the bound on the answer's tokens, if the client set one."""
 
-    def shape(self) -> dict[str, Any]:
-        """Everything that shapes the answer, in one comparable value: the exact cache's key material."""
-        return {name: value for name, value in self._sent.items() if value is not None and name not in SHAPELESS}
+    __slots__ = ("characters", "domain", "logprobs", "longest", "messages", "model", "n", "prompt", "sampled", "shape", "stream", "usage")
+
+    def __init__(self, checked: ChatRequest, sent: dict[str, Any]) -> None:
+        self.shape = {name: value for name, value in sent.items() if value is not None and name not in SHAPELESS}
+        self.messages: list[dict[str, Any]] = sent["messages"]
+        self.model, self.stream, self.n = checked.model, checked.stream, checked.n or 1
+        self.usage = checked.stream_options is not None and checked.stream_options.include_usage
+        self.longest = checked.max_completion_tokens or checked.max_tokens
+        self.sampled = (checked.temperature or 0) > 0 or self.n > 1
+        self.logprobs = bool(checked.logprobs)
+        self.domain = (checked.metadata or {}).get("domain")
+        texts = [text_of(message) for message in checked.messages]
+        asked = [text for text, message in zip(texts, checked.messages, strict=True) if message.role == "user"]
+        self.prompt = asked[-1] if asked else "\n".join(texts)
+        self.characters = sum(map(len, texts)) + 12 * len(texts)
 
 
 class EmbeddingRequest(BaseModel):
@@ -192,19 +199,29 @@ def text_of(message: Message) -> str:
     return message.content or ""
 
 
-def parse_chat(body: bytes) -> ChatRequest:
-    """As `parse_body`; the request keeps what was sent, so that fields unknown here reach the model unchanged."""
-    request: ChatRequest = parse_body(ChatRequest, body)
-    request._sent = orjson.loads(body)
-    return request
+def parse_chat(body: bytes) -> Chat:
+    """Raises as `parse_body`."""
+    sent = read_json(body)
+    return Chat(check(ChatRequest, sent), sent)
 
 
-def parse_body(kind: type[BaseModel], body: bytes) -> Any:
+def parse_body(kind: type[Checked], body: bytes) -> Checked:
     """Raises InvalidRequest naming the first wrong field, what was found there and what is expected."""
+    return check(kind, read_json(body))
+
+
+def read_json(body: bytes) -> Any:
+    """Raises InvalidRequest."""
     try:
-        return kind.model_validate(orjson.loads(body))
+        return orjson.loads(body)
     except orjson.JSONDecodeError as broken:
         raise InvalidRequest(f"the body is not valid JSON: {broken}", param="body") from broken
+
+
+def check(kind: type[Checked], value: Any) -> Checked:
+    """Raises InvalidRequest."""
+    try:
+        return kind.model_validate(value)
     except ValidationError as invalid:
         first = invalid.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
@@ -246,4 +263,4 @@ def event(value: dict[str, Any]) -> bytes:
 
 DONE = b"data: [DONE]\n\n"
 JSON = "application/json"
-EVENTS = "text/event-stream"
+EVENTS = "text/event-stream; charset=utf-8"

@@ -8,22 +8,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import uuid
+import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 from tutelage.errors import BackendFailed, Draining, TutelageError
-from tutelage.fleet.backends import Answer
+from tutelage.fleet.backends import Answer, list_price
 from tutelage.gateway import openai
 from tutelage.gateway.admission import Admission, Estimate, Meter
-from tutelage.gateway.cache import CacheKey, ExactCache, cache_key
+from tutelage.gateway.cache import Cache, CacheKey, Entry, cache_key
 from tutelage.gateway.callers import Caller
 from tutelage.gateway.dispatch import Alone, Dispatch, payload
 from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
+from tutelage.gateway.freshness import freshness
 from tutelage.gateway.recording import Recording, reply_headers
 from tutelage.gateway.snapshot import TenantView, Watcher
 from tutelage.gateway.streams import Heard, Relay
@@ -44,7 +43,7 @@ class Pipeline:
         self,
         *,
         watcher: Watcher,
-        cache: ExactCache,
+        cache: Cache,
         admission: Admission,
         turns: Turns,
         dispatch: Dispatch,
@@ -62,7 +61,7 @@ class Pipeline:
         self._recording = recording
         self._encoder = encoder
         self._settings = settings
-        self._secret = secret
+        self._secret = secret.encode()
         self._clock = clock
         self._running: dict[CacheKey, asyncio.Future[Found]] = {}
         self._relays: set[Relay] = set()  # streams that are passed through just now
@@ -77,25 +76,27 @@ class Pipeline:
         for relay in self._relays:
             relay.break_off(Draining("the gateway restarts and cannot finish this stream; send the request again", retry_after=1))
 
-    def admit(self, request: openai.ChatRequest, caller: Caller) -> AbstractAsyncContextManager[Meter]:
-        """The request's right to run, to be held until its reply has ended. Raises Forbidden; entering it, LimitReached."""
-        caller.check_model(request.model)
-        return self._admission.granted(f"chatcmpl-{uuid.uuid4().hex}", (caller.tenant, caller.key), self._estimate(request))
+    async def admit(self, chat: openai.Chat, caller: Caller) -> Meter:
+        """The request's right to run, until `end`. Raises Forbidden, LimitReached."""
+        caller.check_model(chat.model)
+        return await self._admission.grant(f"chatcmpl-{os.urandom(16).hex()}", (caller.tenant, caller.key), self._estimate(chat))
 
-    def _estimate(self, request: openai.ChatRequest) -> Estimate:
+    def end(self, meter: Meter) -> None:
+        """Its reply has ended: what it did not take is given back."""
+        self._admission.end(meter)
+
+    def _estimate(self, chat: openai.Chat) -> Estimate:
         """The most that a request is likely to take: every third character a token, the longest answer it may get, the dearest
         model that may answer."""
-        characters = sum(len(openai.text_of(message)) + 12 for message in request.messages)
-        prompt, longest = characters // 3 + 1, request.max_completion_tokens or request.max_tokens or self._settings().reserve_tokens
-        answers = longest * (request.n or 1)
-        dearest = max((backend.price({}, prompt, answers) for _, backend in self._dispatch.models.configured), default=0.0)
-        return Estimate(prompt + answers, math.ceil(dearest * 1e6))
+        prompt = chat.characters // 3 + 1
+        answers = (chat.longest or self._settings().reserve_tokens) * chat.n
+        return Estimate(prompt + answers, math.ceil(list_price(self._dispatch.models.dearest, prompt, answers) * 1e6))
 
     async def answer(self, asked: Asked) -> Reply:
         """One request from start to end; its interaction is durable when this returns."""
         view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked, view)
-        return await self._answered(asked, view, place, await self._look_up(asked, place))
+        place = self._cache_key(asked)
+        return await self._answered(asked, view, place, await self._look_up(asked, view, place))
 
     async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, cached: Outcome | CacheState) -> Reply:
         if isinstance(cached, Outcome):
@@ -108,15 +109,15 @@ class Pipeline:
         if joined:
             return await self._recording.finish(asked, _shared(outcome), placed, "hit-exact")
         reply = await self._recording.finish(asked, outcome, placed, cached)
-        await self._remember(place, outcome, placed)
+        self._remember(place, asked, outcome, placed)
         return reply
 
     async def stream(self, asked: Asked) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         """As `answer`, in chunks. A model that answers alone is passed through as it speaks; a cascade must see the whole answer
         before it can judge it. The last chunk is held back until the interaction is durable."""
         view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked, view)
-        cached = await self._look_up(asked, place)
+        place = self._cache_key(asked)
+        cached = await self._look_up(asked, view, place)
         whole = isinstance(cached, Outcome) or (cached == "miss" and place in self._running)
         if not whole:
             placed = await self._dispatch.place(asked, view)
@@ -151,49 +152,57 @@ class Pipeline:
             del self._running[place]
 
     async def _place_and_ask(self, asked: Asked, view: TenantView) -> Found:
-        async with self._turns.taken(asked.caller.tenant_id, asked.options.priority):
+        tenant_id = asked.caller.tenant_id
+        began = await self._turns.take(tenant_id, asked.options.priority)
+        try:
             placed = await self._dispatch.place(asked, view)
             return placed, await self._dispatch.ask(asked.request, view, placed)
+        finally:
+            self._turns.end(tenant_id, began)
 
     # --- cache -----------------------------------------------------------------------------------------------------
 
-    def _cache_key(self, asked: Asked, view: TenantView) -> CacheKey:
-        return cache_key(asked.caller.tenant_id, asked.request.shape(), secret=self._secret, generation=view.generation)
+    def _cache_key(self, asked: Asked) -> CacheKey:
+        policy = f"{asked.caller.erasures}:{self._dispatch.policy(asked.request.model)}"
+        return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=policy)
 
-    async def _look_up(self, asked: Asked, place: CacheKey) -> Outcome | CacheState:
-        sampled = (asked.request.temperature or 0) > 0 or (asked.request.n or 1) > 1
-        if asked.options.cache in ("bypass", "private") or sampled:
+    async def _look_up(self, asked: Asked, view: TenantView, place: CacheKey) -> Outcome | CacheState:
+        if asked.options.cache or asked.request.sampled:
             return "bypass"
-        found = await self._cache.get(place)
+        found = await self._cache.find(place, live=self._dispatch.live(view))
         if found is None:
             return "miss"
-        answer = Answer(found["body"], found["tokens"][0], found["tokens"][1], True, 0.0)
-        return Outcome(
-            answer,
-            found["model"],
-            found["tier"],
-            "cache",
-            "the same request was answered before",
-            found["confidence"],
-            domain=found["domain"],
-        )
+        answer = Answer(found.body, found.prompt_tokens, found.completion_tokens, True, 0.0)
+        reason = "the same request was answered before"
+        return Outcome(answer, found.model, found.tier, "cache", reason, found.confidence, (), found.domain, found.lineage)
 
-    async def _remember(self, place: CacheKey, outcome: Outcome, placed: Placed) -> None:
+    def _remember(self, place: CacheKey, asked: Asked, outcome: Outcome, placed: Placed) -> None:
+        """Keep a whole answer for as long as it is likely to be true."""
         answer = outcome.answer
         if answer.finish_reason != "stop" or outcome.route.endswith("degraded"):
             return
-        value = {"body": answer.body, "tokens": [answer.prompt_tokens, answer.completion_tokens], "model": outcome.model}
-        await self._cache.put(place, value | {"tier": outcome.tier, "confidence": outcome.confidence, "domain": placed.domain})
+        agreed = asked.caller.cache_seconds
+        fresh = freshness(asked.request.prompt, default_seconds=self._settings().cache_ttl_seconds if agreed is None else agreed)
+        if not fresh.seconds:
+            return
+        entry = Entry(
+            answer.body, answer.prompt_tokens, answer.completion_tokens, outcome.model, outcome.tier, outcome.confidence, placed.domain,
+            outcome.lineage, self._clock().timestamp() + fresh.seconds,
+        )  # fmt: skip
+        self._cache.keep(place, entry)
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
     async def _pass_through(
         self, asked: Asked, placed: Placed, alone: Alone, *, place: CacheKey | None
     ) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
-        async with AsyncExitStack() as holding:
-            await holding.enter_async_context(self._turns.taken(asked.caller.tenant_id, asked.options.priority))
+        tenant_id = asked.caller.tenant_id
+        began = await self._turns.take(tenant_id, asked.options.priority)
+        try:
             backend, chunks, first = await self._dispatch.begin(asked.request, placed, alone)
-            turn = holding.pop_all()
+        except BaseException:
+            self._turns.end(tenant_id, began)
+            raise
         state: CacheState = "miss" if place is not None else "bypass"
         relay, body = Relay(chunks), payload(asked.request)
         self._relays.add(relay)
@@ -201,7 +210,7 @@ class Pipeline:
 
         def outcome(ended: str | None = None) -> Outcome:
             answer = heard.answer(backend, body, self._encoder.count_tokens, ended=ended)
-            return Outcome(answer, backend.name, alone.tier, alone.route, alone.reason)
+            return Outcome(answer, backend.name, alone.tier, alone.route, alone.reason, lineage=self._dispatch.lineage(backend.name, alone))
 
         async def speak() -> AsyncGenerator[dict[str, Any], None]:
             spoken: list[dict[str, Any]] = []
@@ -220,7 +229,7 @@ class Pipeline:
                 whole = outcome()
                 reply = await self._recording.finish(asked, whole, placed, state, spoken=spoken)
                 if place is not None:
-                    await self._remember(place, whole, placed)
+                    self._remember(place, asked, whole, placed)
                 for chunk in reply.chunks:
                     yield chunk
             except BackendFailed:
@@ -228,7 +237,7 @@ class Pipeline:
                 raise
             finally:
                 self._relays.discard(relay)
-                await turn.aclose()
+                self._turns.end(tenant_id, began)
                 if ended in ("cancelled", "error"):
                     self._settle(asked, partial(rest, ended), placed, state)
 
@@ -255,7 +264,7 @@ class Pipeline:
 
         async def record() -> None:
             try:
-                await self._recording.finish(replace(asked, held=None), await rest(), placed, state)
+                await self._recording.finish(asked._replace(held=None), await rest(), placed, state)
             except TutelageError as failed:
                 log.error("a cut stream could not be recorded: request %s: %s", asked.id, failed.message)
 
@@ -266,9 +275,8 @@ class Pipeline:
 
 def _shared(outcome: Outcome) -> Outcome:
     """An outcome as a later one of identical requests gets it: the first has paid for it."""
-    return replace(
-        outcome, answer=replace(outcome.answer, cost_usd=0.0), route="coalesced", reason="the same request was being answered", attempts=()
-    )
+    free = outcome.answer._replace(cost_usd=0.0)
+    return outcome._replace(answer=free, route="coalesced", reason="the same request was being answered", attempts=())
 
 
 async def _each(chunks: Sequence[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:

@@ -70,7 +70,7 @@ class Recording:
         )
         headers = reply_headers(outcome, placed, state, asked.id)
         if asked.request.stream:
-            return Reply(b"", tuple(openai.chunks_of(body, spoken=spoken is not None, usage=asked.usage)), headers)
+            return Reply(b"", tuple(openai.chunks_of(body, spoken=spoken is not None, usage=asked.request.usage)), headers)
         return Reply(orjson.dumps(body), (), headers)
 
 
@@ -99,8 +99,8 @@ def _interaction(asked: Asked, outcome: Outcome, placed: Placed, state: CacheSta
         tenant_id=asked.caller.tenant_id,
         key_id=asked.caller.key_id,
         created_at=now,
-        messages=asked.request.conversation(),
-        prompt_hash=hashlib.sha256(asked.request.prompt().encode()).digest(),
+        messages=asked.request.messages,
+        prompt_hash=hashlib.sha256(asked.request.prompt.encode()).digest(),
         answer=answer.text,
         model=outcome.model,
         tier=outcome.tier,
@@ -127,14 +127,14 @@ def _by_policy(interaction: Interaction, policy: Bodies) -> Interaction:
         return interaction
     if policy == "redacted":
         attempts = tuple(replace(attempt, answer=redact(attempt.answer)) for attempt in interaction.attempts)
-        return replace(interaction, messages=redact_all(interaction.messages), answer=redact(interaction.answer), attempts=attempts)
+        return interaction._replace(messages=redact_all(interaction.messages), answer=redact(interaction.answer), attempts=attempts)
     attempts = tuple(replace(attempt, answer="") for attempt in interaction.attempts)
-    return replace(interaction, messages=None, answer="", attempts=attempts, embedding=None, prompt_hash=b"")
+    return interaction._replace(messages=None, answer="", attempts=attempts, embedding=None, prompt_hash=b"")
 
 
-def _visible(body: dict[str, Any], request: openai.ChatRequest) -> dict[str, Any]:
+def _visible(body: dict[str, Any], request: openai.Chat) -> dict[str, Any]:
     """The cascade asks for log-probabilities; the client sees them only if it asked too."""
-    if request.logprobs:
+    if request.logprobs or not any(choice.get("logprobs") for choice in body["choices"]):
         return body
     return body | {"choices": [choice | {"logprobs": None} for choice in body["choices"]]}
 

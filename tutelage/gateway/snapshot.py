@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,15 +26,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TenantView:
-    """One tenant's routing: its domains and the students that answer them. `generation` names the set of models."""
+    """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge."""
 
     index: DomainIndex | None
     students: tuple[StudentSnapshot, ...]
     adapters: dict[str, str]  # student name -> adapter name on the tier
-    generation: str
+    lineages: frozenset[str]
 
 
-EMPTY = TenantView(None, (), {}, "")
+def lineage_of(student: StudentSnapshot) -> str:
+    """What names a student's version, and so every answer it gave."""
+    return f"student:{student.name}:{student.digest}"
+
+
+EMPTY = TenantView(None, (), {}, frozenset())
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,11 @@ def _view(domains: list[Domain], champions: list[registry.Champion], threshold: 
     students = tuple(
         StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold) for c in champions
     )
-    names = "\n".join(sorted(c.digest for c in champions))
     return TenantView(
         DomainIndex(domains) if domains else None,
         students,
         {c.student: c.adapter for c in champions},
-        hashlib.sha256(names.encode()).hexdigest()[:16],
+        frozenset(map(lineage_of, students)),
     )
 
 

@@ -131,19 +131,26 @@ class Turns:
         self._most, self._wait = most_running, wait_seconds
         self._go()
 
-    @asynccontextmanager
-    async def taken(self, tenant_id: str, priority: Priority) -> AsyncIterator[None]:
-        """Hold a turn while the body runs. Raises Overloaded when there is none in time or others matter more."""
+    async def take(self, tenant_id: str, priority: Priority) -> float:
+        """Wait for a turn, to be held until `end`; when it began. Raises Overloaded when there is none in time or others matter more."""
         if self.running < self._most and not self._line.size:
             self._begin(tenant_id)
         else:
             await self._queue(tenant_id, priority)
-        started = self._monotonic()
+        return self._monotonic()
+
+    def end(self, tenant_id: str, started: float) -> None:
+        self._mean = MEMORY * self._mean + (1 - MEMORY) * (self._monotonic() - started)
+        self._end(tenant_id)
+
+    @asynccontextmanager
+    async def taken(self, tenant_id: str, priority: Priority) -> AsyncIterator[None]:
+        """Hold a turn while the body runs. Raises as `take`."""
+        started = await self.take(tenant_id, priority)
         try:
             yield
         finally:
-            self._mean = MEMORY * self._mean + (1 - MEMORY) * (self._monotonic() - started)
-            self._end(tenant_id)
+            self.end(tenant_id, started)
 
     def _begin(self, tenant_id: str) -> None:
         self.running += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tutelage.errors import BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout, TutelageError
 from tutelage.gateway import openai
@@ -25,7 +25,29 @@ from tutelage.telemetry import Metrics
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[ASGIApp]]
+
+
+def headers_of(request: Request) -> dict[str, str]:
+    """The request's headers by lower-case name, read once; of a header sent twice the last counts."""
+    known: dict[str, str] | None = request.scope.get("tutelage.headers")
+    if known is None:
+        known = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.scope["headers"]}
+        request.scope["tutelage.headers"] = known
+    return known
+
+
+class Whole:
+    """A successful reply, as it is: a third of what the framework's own response costs."""
+
+    def __init__(self, content: bytes, media_type: str, headers: Mapping[str, str]) -> None:
+        self._content, self._type, self._headers = content, media_type, headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        told = [(b"content-type", self._type.encode()), (b"content-length", b"%d" % len(self._content))]
+        told += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in self._headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": told})
+        await send({"type": "http.response.body", "body": self._content})
 
 
 class Gateway(FastAPI):
@@ -104,10 +126,10 @@ async def read_body(request: Request, *, most_bytes: int, seconds: float) -> byt
         BodyTooLarge: as soon as that is known.
         RequestTimeout: it did not arrive within `seconds`.
     """
-    declared = request.headers.get("content-length", "")
+    declared = headers_of(request).get("content-length", "")
     if declared.isdigit() and int(declared) > most_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; at most {most_bytes} are accepted")
-    received, more = b"", True
+    received, more = bytearray(), True
     try:
         async with asyncio.timeout(seconds):
             while more:
@@ -120,7 +142,7 @@ async def read_body(request: Request, *, most_bytes: int, seconds: float) -> byt
                     raise BodyTooLarge(f"the body has more than the {most_bytes} bytes that are accepted")
     except TimeoutError:
         raise RequestTimeout(f"the body did not arrive within {seconds:g} seconds; send it in one go") from None
-    return received
+    return bytes(received)
 
 
 class EventStream(StreamingResponse):

@@ -15,6 +15,7 @@ import orjson
 
 from tutelage.stores import audit
 from tutelage.stores.database import Pool
+from tutelage.stores.tenants import bump
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ async def erase(pool: Pool, tenant_id: str, *, actor: str, request_id: str | Non
         # a kept reply does not know its interaction: those of the time go too, and a retry is answered anew
         replies = "delete from replies where tenant_id = $1 and body is not null and ($2::timestamptz is null or created_at < $2)"
         await connection.execute(replies, tenant_id, before)
+        await connection.execute("update tenants set erasures = erasures + 1 where id = $1", tenant_id)  # the cache is another one now
+        await bump(connection)
         detail = {"interactions": len(ids), "request_id": request_id, "before": before}
         await audit.append(connection, tenant_id=tenant_id, actor=actor, action="erase", kind="erasure", detail=detail)
     return len(ids)

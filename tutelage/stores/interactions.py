@@ -10,9 +10,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
@@ -37,13 +36,13 @@ ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "
 REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
-    """One interaction that waits to be durable, with the reply to keep if its request holds an idempotency key."""
+class _Entry(NamedTuple):
+    """One interaction that waits to be durable, with the reply to keep if its request holds an idempotency key; `until` is loop time."""
 
     interaction: Interaction
     kept: tuple[Held, StoredReply] | None
     done: asyncio.Future[None]
+    until: float
 
 
 class Recorder:
@@ -74,17 +73,17 @@ class Recorder:
         await self._let_go()
 
     async def record(self, interaction: Interaction, kept: tuple[Held, StoredReply] | None = None) -> None:
-        """Returns when the interaction, and the reply to keep, are durable.
+        """Returns when the interaction, and the reply to keep, are durable; gives up within twice the deadline.
 
         Raises:
             Unavailable: the database did not take it in time.
             IdempotencyConflict: the right to answer has passed to another request; nothing was recorded.
         """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
         try:
-            self._queue.put_nowait(_Entry(interaction, kept, done))
-            async with asyncio.timeout(self._deadline):
-                await done
+            self._queue.put_nowait(_Entry(interaction, kept, done, loop.time() + self._deadline))
+            await done
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.QueueFull) as broken:
             raise Unavailable("the answer could not be recorded durably, so it is not given; try again shortly") from broken
 
@@ -97,6 +96,8 @@ class Recorder:
             while len(batch) < self._batch and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             last = len(batch)
+            now = asyncio.get_running_loop().time()
+            _tell([entry for entry in batch if entry.until <= now], TimeoutError("the database was too slow"))
             # a caller that gave up was told so: writing its row now would record an answer nobody got
             await self._settle([entry for entry in batch if not entry.done.done()])
             for _ in batch:
@@ -125,6 +126,10 @@ class Recorder:
         """Write all in one transaction, but for those whose idempotency key has passed to another request: they are returned."""
         if not batch:
             return []
+        async with asyncio.timeout(self._deadline):
+            return await self._write_in_time(batch)
+
+    async def _write_in_time(self, batch: Sequence[_Entry]) -> list[_Entry]:
         if self._connection is None:
             self._connection = await self._pool.acquire()
         if not any(entry.kept for entry in batch):

@@ -10,9 +10,9 @@ from tutelage.records import Key, Tenant
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
-TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days"
+TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, erasures"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits"
-CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days")
+CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")
 
 
 async def bump(connection: Any) -> None:

@@ -11,6 +11,8 @@ down_revision = "0004"
 TABLES = """
 alter table tenants add column bodies text not null default 'full' check (bodies in ('off', 'redacted', 'full'));
 alter table tenants add column retention_days integer check (retention_days > 0);
+alter table tenants add column cache_seconds integer check (cache_seconds >= 0);
+alter table tenants add column erasures integer not null default 0;
 create table bodies (
     request_id text primary key references interactions (request_id) on delete cascade,
     tenant_id text not null references tenants (id),

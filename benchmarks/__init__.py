@@ -1,0 +1,1 @@
+"""Side-by-side measurements, each one command. Nothing here is imported by the product."""
