@@ -20,8 +20,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import cached_property, lru_cache
+from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -52,13 +52,7 @@ FAULTS = (TimeoutError, ValkeyError, OSError)
 Scope = Literal["tenant", "key"]
 
 
-@lru_cache(maxsize=10_000)
-def _counters(scope: Scope, tenant_id: str, party_id: str, year: int, month: int, day: int) -> tuple[str, ...]:
-    head, this = f"tutelage:{scope}:{tenant_id}:{party_id}", f"{year:04}{month:02}"
-    return f"{head}:slots", f"{head}:day:{this}{day:02}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{this}"
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Party:
     """A tenant, or one key of it, with its limits. The tenant is part of every counter's name."""
 
@@ -73,12 +67,27 @@ class Party:
 
     def counters(self, now: datetime) -> list[str]:
         """The names of its counters, in the order of LIMITS."""
-        return list(_counters(self.scope, self.tenant_id, self.id, now.year, now.month, now.day))
+        head = f"tutelage:{self.scope}:{self.tenant_id}:{self.id}"
+        return [f"{head}:slots", f"{head}:day:{now:%Y%m%d}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{now:%Y%m}"]
 
-    @cached_property
     def bounds(self) -> list[int]:
         """Its limits in the order of LIMITS; -1 for none."""
         return [-1 if (limit := getattr(self.limits, name)) is None else limit for name in LIMITS]
+
+
+class Standing(NamedTuple):
+    """What scripts/limits.lua must know of a request's parties: the names of all their counters and all their bounds, as JSON."""
+
+    counters: orjson.Fragment
+    bounds: orjson.Fragment
+
+
+@lru_cache(maxsize=10_000)
+def _standing(parties: tuple[Party, ...], day: date) -> Standing:
+    now = datetime(day.year, day.month, day.day)
+    counters = [name for party in parties for name in party.counters(now)]
+    bounds = [bound for party in parties for bound in party.bounds()]
+    return Standing(orjson.Fragment(orjson.dumps(counters)), orjson.Fragment(orjson.dumps(bounds)))
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Estimate:
     cost_microusd: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Meter:
     """What a running request was granted, and what it really took once it is in the ledger (nothing, not a query, when it failed)."""
 
@@ -101,11 +110,9 @@ class Meter:
     doubtful: bool = False  # Valkey was asked and did not answer in time
     taken: Estimate | None = None
 
-    def counters(self) -> list[str]:
-        return [name for party in self.parties for name in party.counters(self.at)]
-
-    def bounds(self) -> list[int]:
-        return [bound for party in self.parties for bound in party.bounds]
+    @property
+    def standing(self) -> Standing:
+        return _standing(self.parties, self.at.date())
 
     def settle(self, *, tokens: int, cost_microusd: int) -> None:
         self.taken = Estimate(tokens, cost_microusd)
@@ -164,8 +171,8 @@ class Call(NamedTuple):
     verb: Literal["admit", "end"]
     running: str
     request_id: str
-    counters: Sequence[str]
-    bounds: Sequence[int]
+    counters: orjson.Fragment | list[str]
+    bounds: orjson.Fragment | list[int]
     values: tuple[int | str, ...]
 
 
@@ -270,12 +277,11 @@ class Admission:
         if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=60):
             return
         for request_id, kept in (await self._client.hgetall(_running(worker))).items():
-            left = orjson.loads(kept)
-            reserved = Estimate(*left["reserved"])
-            lost = Lost(request_id.decode(), left["tenant"], left["key"], datetime.fromisoformat(left["at"]), reserved)
-            billed = await self._lost(lost)
+            _, running, _, counters, bounds, _, tokens, cost, tenant_id, key_id, at = orjson.loads(kept)
+            reserved = Estimate(int(tokens), int(cost))
+            billed = await self._lost(Lost(request_id.decode(), tenant_id, key_id, datetime.fromisoformat(at), reserved))
             back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd)
-            await self._decide([Call("end", _running(worker), lost.request_id, left["counters"], left["bounds"], back)])
+            await self._decide([Call("end", running, request_id.decode(), counters, bounds, back)])
         await self._client.srem(WORKERS, worker)
         await self._client.delete(_running(worker))
 
@@ -298,11 +304,9 @@ class Admission:
         self._take_locally(meter)
 
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
-        counters, bounds, reserved = meter.counters(), meter.bounds(), meter.reserved
-        left = {"tenant": meter.parties[0].tenant_id, "key": meter.parties[-1].id, "at": meter.at, "counters": counters, "bounds": bounds}
-        kept = orjson.dumps(left | {"reserved": [reserved.tokens, reserved.cost_microusd]}).decode()
-        values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, kept)
-        limit, party, wait_ms = await self._decisions(Call("admit", self._runs, meter.request_id, counters, bounds, values))
+        reserved, whose = meter.reserved, meter.parties
+        values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, whose[0].tenant_id, whose[-1].id, meter.at.isoformat())
+        limit, party, wait_ms = await self._decisions(Call("admit", self._runs, meter.request_id, *meter.standing, values))
         return limit, meter.parties[party], wait_ms
 
     async def _decide(self, calls: list[Call]) -> list[tuple[str, int, int]]:
@@ -354,7 +358,7 @@ class Admission:
         """Give back in Valkey, where it is done once however often it is asked for. Nobody waits for it."""
         taken = meter.taken or Estimate(0, 0)
         unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
-        call = Call("end", self._runs, meter.request_id, meter.counters(), meter.bounds(), unused)
+        call = Call("end", self._runs, meter.request_id, *meter.standing, unused)
         self._decisions.send(call, lambda failed: self._later(meter, failed))
 
     def _later(self, meter: Meter, failed: Exception) -> None:

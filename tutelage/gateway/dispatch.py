@@ -44,6 +44,10 @@ class Models:
         return {entry.name: _lineage(entry) for entry, _ in self.configured}
 
     @cached_property
+    def _without_fallbacks(self) -> set[str]:
+        return {entry.name for entry, _ in self.configured if not entry.fallbacks}
+
+    @cached_property
     def dearest(self) -> Price:
         """The highest price of a token in and of one out, of all models that may answer."""
         prices = [entry.price for entry, _ in self.configured if entry.price is not None]
@@ -58,19 +62,21 @@ class Models:
         own = [backend for entry, backend in teachers if domain is not None and domain in entry.domains]
         return own + [backend for entry, backend in teachers if not entry.domains]
 
-    def named(self, name: str) -> tuple[Tier, Backend] | None:
-        return next(((entry.tier, backend) for entry, backend in self.configured if entry.name == name), None)
+    @cached_property
+    def by_name(self) -> dict[str, tuple[ModelEntry, Backend]]:
+        return {entry.name: (entry, backend) for entry, backend in self.configured}
 
     def chain(self, first: Sequence[Backend]) -> list[Backend]:
         """Who is asked in turn: these models, then the fallbacks of each, then theirs; nobody twice."""
-        known = {entry.name: (entry, backend) for entry, backend in self.configured}
+        if len(first) == 1 and first[0].name in self._without_fallbacks:
+            return list(first)
         found = {backend.name: backend for backend in first}
         ahead = deque(found)
         while ahead:
-            entry, _ = known.get(ahead.popleft(), (None, None))
+            entry, _ = self.by_name.get(ahead.popleft(), (None, None))
             for name in entry.fallbacks if entry is not None else ():
                 if name not in found:
-                    found[name] = known[name][1]
+                    found[name] = self.by_name[name][1]
                     ahead.append(name)
         return list(found.values())
 
@@ -125,9 +131,9 @@ class Dispatch:
             return self._configured("teacher", teachers[0], "always-teacher", choice.reason) if teachers else None
         if request.model in TIERS:
             return self._of_tier(request.model, view, placed)
-        named = self._models.named(request.model)
+        named = self._models.by_name.get(request.model)
         if named is not None:
-            return self._configured(*named, "direct", "the client named the model")
+            return self._configured(named[0].tier, named[1], "direct", "the client named the model")
         for student in view.students:
             if request.model in (student.name, view.adapters[student.name]):
                 backend = self._models.adapter(view.adapters[student.name])

@@ -58,6 +58,13 @@ async def chat(request: Request) -> ASGIApp:
     body = openai.parse_chat(await _body(request))
     options = _options(request)
     pipeline: Pipeline = state.pipeline
+    if not body.stream and "idempotency-key" not in wire.headers_of(request):
+        meter = await pipeline.admit(body, who)
+        try:
+            reply = await pipeline.answer(Asked(body, who, options, None, meter, time.monotonic()))
+        finally:
+            pipeline.end(meter)
+        return wire.Whole(reply.content, openai.JSON, reply.headers)
     # what an idempotency key holds is let go when the reply is whole, failed or cut off
     async with AsyncExitStack() as holding:
         claimed = await _claim(request, who, holding, [body.shape, body.stream, options.cache, options.domain])

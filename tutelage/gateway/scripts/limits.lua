@@ -1,8 +1,8 @@
 -- Grant and end requests, many in one call, each from all of its limits or from none.
 -- ARGV[1]: a JSON array with one array a request: its verb; the hash of what its worker runs; the request's id; its counters' names, five a
 -- party: slots (sorted set by end), day (count), rate and tokens (buckets), month (micro-dollars); five bounds a party, -1 for none; then
---   admit: slot milliseconds, reserved tokens, reserved micro-dollars, the reservation as JSON for whoever finds it when this
---          worker has died. Replies with the limit that forbids it, "none", or "unknown" for a counter that is gone; the party
+--   admit: slot milliseconds, reserved tokens, reserved micro-dollars, tenant, key, time. All of it is kept for whoever finds it when
+--          this worker has died. Replies with the limit that forbids it, "none", or "unknown" for a counter that is gone; the party
 --          (from 0) it is of; how long to wait. It looks at everything before it takes anything: a refused request uses up nothing.
 --   end:   queries (1 when it was not answered), tokens, micro-dollars to give back (negative: it took more). Works once.
 -- One JSON array comes back, of [limit, party, milliseconds] a request. One argument in and out: a client in Python spends more on
@@ -29,7 +29,7 @@ local function party(names, bounds, p)
     {slots = bounds[i + 1], day = bounds[i + 2], rate = bounds[i + 3], tokens = bounds[i + 4], month = bounds[i + 5]}
 end
 
-local function admit(running, id, names, bounds, slot_ms, tokens, cost, kept)
+local function admit(call, running, id, names, bounds, slot_ms, tokens, cost)
   local levels, parties = {}, #names / 5
   for p = 0, parties - 1 do
     local name, bound = party(names, bounds, p)
@@ -72,11 +72,11 @@ local function admit(running, id, names, bounds, slot_ms, tokens, cost, kept)
     if levels[p].tokens then drain(name.tokens, levels[p].tokens - tokens) end
     if bound.month >= 0 then redis.call('INCRBY', name.month, cost) end
   end
-  redis.call('HSET', running, id, kept)
+  redis.call('HSET', running, id, cjson.encode(call))
   return {'none', 0, 0}
 end
 
-local function finish(running, id, names, bounds, queries, tokens, cost)
+local function finish(_, running, id, names, bounds, queries, tokens, cost)
   if redis.call('HDEL', running, id) == 0 then return {'gone', 0, 0} end
   for p = 0, #names / 5 - 1 do
     local name, bound = party(names, bounds, p)
@@ -91,6 +91,6 @@ end
 local told = {}
 for n, call in ipairs(cjson.decode(ARGV[1])) do
   local verb, running, id, names, bounds = call[1], call[2], call[3], call[4], call[5]
-  told[n] = (verb == 'admit' and admit or finish)(running, id, names, bounds, call[6], call[7], call[8], call[9])
+  told[n] = (verb == 'admit' and admit or finish)(call, running, id, names, bounds, call[6], call[7], call[8])
 end
 return cjson.encode(told)
