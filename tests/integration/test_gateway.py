@@ -567,9 +567,12 @@ async def test_feedback_sent_twice_with_one_key_counts_once(running: Running) ->
     assert await running.pool.fetchval("select count(*) from feedback") == 1
 
 
-async def test_identical_requests_under_way_share_one_call_and_one_bill_line(running: Running) -> None:
+@pytest.mark.parametrize("streams", [0, 2, 5])
+async def test_identical_requests_under_way_share_one_call_and_one_bill_line(running: Running, streams: int) -> None:
     running.teacher.delay = 0.3
-    answers = await asyncio.gather(*(running.http.post("/v1/chat/completions", json=ASK) for _ in range(5)))
+    asked = [{**ASK, "stream": True}] * streams + [ASK] * (5 - streams)
+    answers = await asyncio.gather(*(running.http.post("/v1/chat/completions", json=one) for one in asked))
+    assert all("[DONE]" in answer.text for answer in answers[:streams])
     assert {a.status_code for a in answers} == {200}
     assert len(running.teacher.requests) == 1
     recorded = await rows(running)
@@ -598,6 +601,22 @@ async def test_a_client_that_leaves_cancels_the_model_and_pays_for_what_was_said
     assert recorded["answer"] == running.teacher.answer[: len(recorded["answer"])]
     assert recorded["cost_microusd"] > 0
     assert recorded["tokens_estimated"]
+
+
+async def test_when_the_client_whose_call_others_share_leaves_the_next_one_asks(running: Running, served: str) -> None:
+    running.teacher.answer, running.teacher.delay = "abcdefghij", 0.05
+    headers = {"authorization": f"Bearer {running.key}"}
+    asked = {**ASK, "stream": True}
+    async with httpx.AsyncClient(headers=headers) as http, http.stream("POST", f"{served}/v1/chat/completions", json=asked) as response:
+        await anext(response.aiter_lines())
+        other = httpx.AsyncClient(headers=headers)
+        waiting = asyncio.create_task(other.post(f"{served}/v1/chat/completions", json=ASK))
+        await asyncio.sleep(0.1)
+    answer = await waiting
+    await other.aclose()
+    assert answer.json()["choices"][0]["message"]["content"] == "abcdefghij"
+    assert len(running.teacher.requests) == 2
+    assert sorted(r["finish_reason"] for r in await rows(running)) == ["cancelled", "stop"]
 
 
 async def test_a_tenant_may_want_the_whole_answer_on_record_when_its_client_leaves(running: Running, served: str) -> None:

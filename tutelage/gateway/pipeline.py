@@ -36,6 +36,24 @@ log = logging.getLogger(__name__)
 Found = tuple[Placed, Outcome]
 
 
+class Led:
+    """The call that a stream makes for all identical requests that come while it runs: they wait for its end and get the whole. If it
+    ends otherwise, the next of them asks."""
+
+    def __init__(self, running: dict[CacheKey, asyncio.Future[Found]], place: CacheKey) -> None:
+        self._running, self.place = running, place
+        self._future = running[place] = asyncio.get_running_loop().create_future()
+
+    def found(self, found: Found) -> None:
+        self._future.set_result(found)
+
+    def leave(self) -> None:
+        """Works once; whoever waits for what was not found goes on by itself."""
+        if self._running.get(self.place) is self._future:
+            del self._running[self.place]
+        self._future.cancel()
+
+
 class Pipeline:
     """Holds what a request needs; one a worker."""
 
@@ -118,14 +136,21 @@ class Pipeline:
         view = self._watcher.current.view(asked.caller.tenant_id)
         place = self._cache_key(asked)
         cached = await self._look_up(asked, view, place)
-        whole = isinstance(cached, Outcome) or (cached == "miss" and place in self._running)
-        if not whole:
-            placed = await self._dispatch.place(asked, view)
-            alone = self._dispatch.alone(asked.request, view, placed)
-        if whole or alone is None:
-            reply = await self._answered(asked, view, place, cached)
-            return reply.headers, _each(reply.chunks)
-        return await self._pass_through(asked, placed, alone, place=place if cached == "miss" else None)
+        if cached == "bypass" or (cached == "miss" and place not in self._running):
+            led = Led(self._running, place) if cached == "miss" else None
+            try:
+                placed = await self._dispatch.place(asked, view)
+                alone = self._dispatch.alone(asked.request, view, placed)
+                if alone is not None:
+                    return await self._pass_through(asked, placed, alone, led)
+            except BaseException:
+                if led is not None:
+                    led.leave()
+                raise
+            if led is not None:
+                led.leave()
+        reply = await self._answered(asked, view, place, cached)
+        return reply.headers, _each(reply.chunks)
 
     async def _together(self, place: CacheKey, asked: Asked, view: TenantView) -> Found:
         """Identical requests of a tenant that are under way at once share one call. If the one that makes it goes away, the next does."""
@@ -194,7 +219,7 @@ class Pipeline:
     # --- streams -----------------------------------------------------------------------------------------------------
 
     async def _pass_through(
-        self, asked: Asked, placed: Placed, alone: Alone, *, place: CacheKey | None
+        self, asked: Asked, placed: Placed, alone: Alone, led: Led | None
     ) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         tenant_id = asked.caller.tenant_id
         began = await self._turns.take(tenant_id, asked.options.priority)
@@ -203,7 +228,7 @@ class Pipeline:
         except BaseException:
             self._turns.end(tenant_id, began)
             raise
-        state: CacheState = "miss" if place is not None else "bypass"
+        state: CacheState = "miss" if led is not None else "bypass"
         relay, body = Relay(chunks), payload(asked.request)
         self._relays.add(relay)
         heard = Heard(asked.id, int(self._clock().timestamp()), backend.name)
@@ -227,9 +252,11 @@ class Pipeline:
                         yield visible
                 ended = "whole"
                 whole = outcome()
+                if led is not None:
+                    led.found((placed, whole))
                 reply = await self._recording.finish(asked, whole, placed, state, spoken=spoken)
-                if place is not None:
-                    self._remember(place, asked, whole, placed)
+                if led is not None:
+                    self._remember(led.place, asked, whole, placed)
                 for chunk in reply.chunks:
                     yield chunk
             except BackendFailed:
@@ -237,6 +264,8 @@ class Pipeline:
                 raise
             finally:
                 self._relays.discard(relay)
+                if led is not None:
+                    led.leave()
                 self._turns.end(tenant_id, began)
                 if ended in ("cancelled", "error"):
                     self._settle(asked, partial(rest, ended), placed, state)
