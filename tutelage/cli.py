@@ -7,12 +7,12 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tutelage import __version__
-from tutelage.errors import TutelageError
+from tutelage.errors import InvalidRequest, TutelageError
 from tutelage.settings import Home
 
 Rows = list[dict[str, Any]]
@@ -67,9 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
     _listing(commands, "gaps", "the gaps of the newest cycle", "gaps")
-    _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
+    usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
+    usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
     _tenants(commands)
     _keys(commands)
+    _audit(commands)
     return parser
 
 
@@ -80,14 +82,15 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Any],
     return parser
 
 
-def _listing(commands: Any, name: str, help_text: str, operation: str) -> None:
+def _listing(commands: Any, name: str, help_text: str, operation: str) -> argparse.ArgumentParser:
     parser = _command(commands, name, _operate, help_text)
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(operation=operation)
+    return parser
 
 
 def _tenants(commands: Any) -> None:
-    parser = commands.add_parser("tenants", help="create, list, suspend and limit tenants")
+    parser = commands.add_parser("tenants", help="create, list, suspend, limit and delete tenants")
     actions = parser.add_subparsers(required=True, metavar="ACTION")
     create = _command(actions, "create", _operate, "create a tenant and its first key, shown once")
     create.add_argument("name")
@@ -97,7 +100,7 @@ def _tenants(commands: Any) -> None:
     for verb, status, help_text in (
         ("suspend", "suspended", "refuse a tenant's requests; its data is kept"),
         ("resume", "active", "let a suspended tenant go on"),
-        ("change", None, "another tier, other limits, another way with clients that leave"),
+        ("change", None, "another tier, other limits, what is kept and how long, another way with clients that leave"),
     ):
         action = _command(actions, verb, _operate, help_text)
         action.add_argument("name")
@@ -105,9 +108,16 @@ def _tenants(commands: Any) -> None:
             action.add_argument("--tier", choices=("free", "pro", "enterprise"))
             action.add_argument("--limit", action="append", metavar="NAME=N", help="such as queries_per_day=2000 or concurrent=none")
             action.add_argument("--on-disconnect", choices=("cancel", "drain"), help="what becomes of a stream whose client leaves")
+            action.add_argument("--bodies", choices=("off", "redacted", "full"), help="what is kept of prompts and answers")
+            action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
         action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))
         action.set_defaults(status=status)
+    delete = _command(actions, "delete", _operate, "end a tenant's keys and erase its prompts and answers; bill and audit stay")
+    delete.add_argument("name")
+    delete.add_argument("--yes", action="store_true", help="do not ask")
+    delete.add_argument("--json", action="store_true")
+    delete.set_defaults(operation="delete_tenant", confirm="ends all keys of {name} and erases its prompts and answers, for good")
     _listing(actions, "list", "list tenants", "tenants")
 
 
@@ -117,7 +127,9 @@ def _keys(commands: Any) -> None:
     create = _command(actions, "create", _operate, "a new key of a tenant, or of an operator; shown once")
     create.add_argument("tenant", nargs="?")
     create.add_argument("--operator", choices=("admin", "billing", "viewer"), metavar="ROLE")
+    create.add_argument("--role", choices=("admin", "billing", "viewer"), help="lets a tenant's key administer its own tenant")
     create.add_argument("--models", nargs="+", metavar="NAME", help="the only models it may name, such as auto")
+    create.add_argument("--routes", nargs="*", metavar="ROUTE", help="the only routes it may use: chat, embeddings, feedback, models")
     create.add_argument("--expires", metavar="TIME", help="such as 12h or 90d (default: never)")
     create.add_argument("--limit", action="append", metavar="NAME=N", help="its own limit within the tenant's, such as concurrent=2")
     create.set_defaults(operation="create_key")
@@ -131,6 +143,25 @@ def _keys(commands: Any) -> None:
     for action in (create, rotate, revoke):
         action.add_argument("--json", action="store_true")
     _listing(actions, "list", "list keys, never their secrets", "keys")
+
+
+def _audit(commands: Any) -> None:
+    parser = commands.add_parser("audit", help="check, read and export the audit chains; erase prompts and answers")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    verify = _listing(actions, "verify", "check every chain; exit 1 and say where at the first break", "verify_audit")
+    verify.add_argument("--tenant", metavar="NAME", help="only this tenant's chain (default: all)")
+    verify.add_argument("--heads", metavar="FILE", help="signed heads kept elsewhere (default: this home's audit/heads.jsonl)")
+    listing = _listing(actions, "list", "the newest links of a chain, newest first", "list_audit")
+    listing.add_argument("tenant", nargs="?", metavar="TENANT", help="default: the installation's own chain")
+    listing.add_argument("--limit", type=int, default=50, metavar="N")
+    export = _listing(actions, "export", "write chains as JSON lines, and sign their heads", "export_audit")
+    export.add_argument("file", metavar="FILE")
+    export.add_argument("--tenant", metavar="NAME", help="only this tenant's chain (default: all)")
+    erase = _listing(actions, "erase", "erase a tenant's prompts and answers; the bill and the chain stay and hold", "erase")
+    erase.add_argument("tenant", metavar="TENANT")
+    erase.add_argument("--request", metavar="ID", help="only of this request")
+    erase.add_argument("--before", metavar="DAY", help="only of requests before this day (UTC), such as 2026-11-01")
+    erase.add_argument("--all", action="store_true")
 
 
 # --- commands --------------------------------------------------------------------------------------------------------
@@ -198,9 +229,15 @@ def _operate(arguments: argparse.Namespace) -> None:
     from tutelage import operations
 
     home = Home.from_environment(arguments.home)
+    if getattr(arguments, "confirm", None) and not arguments.yes and sys.stdin.isatty():
+        _say(f"this {arguments.confirm.format(name=arguments.name)}; repeat the name to go on:")
+        if input("> ") != arguments.name:
+            raise InvalidRequest("nothing was done")
     result = operations.run(home, arguments.operation, arguments)
     if arguments.json:
         print(json.dumps(result, default=str))
+    elif getattr(arguments, "csv", False) and isinstance(result, list):
+        print("".join(_as_csv(result)), end="")
     elif isinstance(result, list):
         _table(result)
     else:
@@ -226,6 +263,16 @@ def _table(rows: Rows) -> None:
     for row in rows:
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def _as_csv(rows: Rows) -> Iterator[str]:
+    from tutelage import sheets
+    from tutelage.stores.usage import Question
+
+    columns = Question().columns
+    yield sheets.header(columns)
+    for row in rows:
+        yield sheets.line([row[column] for column in columns])
 
 
 def _describe(record: dict[str, Any]) -> None:

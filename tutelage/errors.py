@@ -76,6 +76,19 @@ class ModelNotFound(NotFound):
     code = "model_not_found"
 
 
+class Conflict(InvalidRequest):
+    """What is there already stands against it."""
+
+    status = 409
+    code = "conflict"
+
+
+class PlanLimitReached(Conflict):
+    """The tenant has as many of something as its plan, or what was agreed, allows."""
+
+    code = "plan_limit_reached"
+
+
 class IdempotencyConflict(InvalidRequest):
     """A request with the same Idempotency-Key is being answered now."""
 

@@ -7,24 +7,35 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import getpass
+import json
 import re
-import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from tutelage.errors import InvalidRequest
+from rich.console import Console
+from rich.progress import Progress
+
+from tutelage.errors import AuditBroken, InvalidRequest
 from tutelage.fleet import engines, processes
-from tutelage.gateway import keys, limits
+from tutelage.gateway import limits, tenancy
+from tutelage.gateway.limits import Agreement, Limits
+from tutelage.gateway.tenancy import Maker, Scope
 from tutelage.records import Key, Tenant
 from tutelage.settings import Home
-from tutelage.stores import interactions, registry, tenants
+from tutelage.stores import audit, bodies, interactions, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
+from tutelage.stores.heads import HeadsExporter, HeadsFile
 
 Result = list[dict[str, Any]] | dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MOST_TIME = timedelta(days=36_500)
+BY_ITSELF = Maker(tenants.SYSTEM)
 
 
 @contextmanager
@@ -54,18 +65,18 @@ def run(home: Home, operation: str, arguments: argparse.Namespace) -> Result:
 
 
 async def create_tenant(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
-    return await add_tenant(pool, home.secret("pepper"), name=arguments.name, tier=arguments.tier)
+    return await add_tenant(pool, home.secret("pepper"), name=arguments.name, tier=arguments.tier, maker=by_hand())
 
 
-async def add_tenant(pool: Pool, pepper: str, *, name: str, tier: str) -> dict[str, Any]:
+async def add_tenant(pool: Pool, pepper: str, *, name: str, tier: str, maker: Maker = BY_ITSELF) -> dict[str, Any]:
     """A new tenant and its first key."""
-    if not re.fullmatch(r"[\w .-]{1,64}", name):
-        raise InvalidRequest(
-            f"tenant name {name!r}: 1 to 64 letters, digits, spaces, dots, dashes or underscores are allowed", param="name"
-        )
-    tenant = Tenant(f"ten_{uuid.uuid4().hex[:16]}", name, tier)
-    await tenants.create_tenant(pool, tenant)
-    return {"tenant_id": tenant.id, **await _mint(pool, pepper, tenant.id, None)}
+    tenant, made = await tenancy.create_tenant(pool, pepper, Tenant("", name, tier), maker=maker, now=datetime.now(UTC))
+    return {"tenant_id": tenant.id, "key_id": made.key.id, "key": made.text}
+
+
+def by_hand() -> Maker:
+    """Whoever sits at the command line: the owner of the home's files, whom no key binds."""
+    return Maker(f"cli:{getpass.getuser()}")
 
 
 async def list_tenants(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
@@ -73,62 +84,83 @@ async def list_tenants(pool: Pool, _home: Home, _arguments: argparse.Namespace) 
 
 
 async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
-    """Suspend or resume a tenant, move it to another tier, agree other limits, or choose what a client that leaves does."""
+    """Suspend or resume a tenant, move it to another tier, agree other limits, choose what is kept and what a client that leaves does."""
     tenant = await tenants.find_tenant(pool, arguments.name)
-    if arguments.limit is not None:
-        await tenants.change_tenant(pool, tenant.id, "limits", {**tenant.limits, **_limits(arguments.limit)})
-    for column in ("status", "tier", "on_disconnect"):
-        if getattr(arguments, column) is not None:
-            await tenants.change_tenant(pool, tenant.id, column, getattr(arguments, column))
-    changed = await tenants.find_tenant(pool, tenant.id)
-    return {**asdict(changed), "limits": limits.agreed(changed.tier, changed.limits).model_dump()}
+    changes: dict[str, Any] = {} if arguments.limit is None else {"limits": _limits(arguments.limit, Agreement)}
+    for column in ("status", "tier", "on_disconnect", "bodies"):
+        if getattr(arguments, column, None) is not None:
+            changes[column] = getattr(arguments, column)
+    if getattr(arguments, "retention_days", None) is not None:
+        changes["retention_days"] = _days(arguments.retention_days)
+    changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
+    in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
+    return {**asdict(changed), "limits": in_force}
 
 
-def _limits(given: Sequence[str]) -> dict[str, Any]:
+async def delete_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """End its keys and erase its texts; the bill and the chain stay."""
+    tenant = await tenants.find_tenant(pool, arguments.name)
+    erased = await tenancy.delete_tenant(pool, tenant, maker=by_hand(), now=datetime.now(UTC))
+    return {"tenant_id": tenant.id, "name": tenant.name, "deleted": True, "interactions_erased": erased}
+
+
+def _limits(given: Sequence[str], kind: type[Limits] = Limits) -> dict[str, Any]:
     """`NAME=NUMBER` or `NAME=none` as limits. Raises InvalidRequest."""
     found: dict[str, Any] = {}
     for text in given:
         name, _, value = text.partition("=")
         found[name] = None if value == "none" else value
-    return limits.check(found)
+    return limits.check(found, kind)
+
+
+def _days(text: str) -> int | None:
+    """Days to keep; None: for ever. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"[1-9]\d{0,4}", text):
+        raise InvalidRequest(f"--retention-days {text!r}: a whole number of days is expected, such as 30, or none to keep for ever")
+    return int(text)
 
 
 async def create_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
     if bool(arguments.tenant) == bool(arguments.operator):
         raise InvalidRequest("give a tenant, or --operator ROLE, and not both: tutelage keys create TENANT")
     tenant_id = (await tenants.find_tenant(pool, arguments.tenant)).id if arguments.tenant else None
-    ends = datetime.now(UTC) + _duration("--expires", arguments.expires) if arguments.expires else None
-    own = _limits(arguments.limit or [])
-    minted = await _mint(
-        pool, home.secret("pepper"), tenant_id, arguments.operator, expires_at=ends, models=arguments.models, key_limits=own
-    )
-    return {"tenant_id": tenant_id, "role": arguments.operator, **minted, "expires_at": ends, "models": arguments.models, "limits": own}
+    now = datetime.now(UTC)
+    ends = now + _duration("--expires", arguments.expires) if arguments.expires else None
+    role = arguments.operator or getattr(arguments, "role", None)
+    scope = Scope(role, arguments.models, getattr(arguments, "routes", None), _limits(arguments.limit or []), ends)
+    made = await tenancy.create_key(pool, home.secret("pepper"), tenant_id, scope, maker=by_hand(), now=now)
+    return {**_scopes(made.key), "key": made.text}
+
+
+def _scopes(key: Key) -> dict[str, Any]:
+    return {
+        "tenant_id": key.tenant_id, "role": key.role, "key_id": key.id, "expires_at": key.expires_at, "models": key.models,
+        "routes": key.routes, "limits": dict(key.limits),
+    }  # fmt: skip
 
 
 def _duration(option: str, text: str) -> timedelta:
-    match = re.fullmatch(r"(\d+)([smhd])", text)
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
     if match is None:
         raise InvalidRequest(f"{option} {text!r}: a number and one of s, m, h, d is expected, such as 1h")
-    return timedelta(seconds=int(match[1]) * UNITS[match[2]])
+    length = timedelta(seconds=int(match[1]) * UNITS[match[2]])
+    if length > MOST_TIME:
+        raise InvalidRequest(f"{option} {text!r}: at most {MOST_TIME.days}d is allowed")
+    return length
 
 
 async def rotate_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
-    now = datetime.now(UTC)
-    ends = now + _duration("--overlap", arguments.overlap)
-    old = await tenants.find_key(pool, arguments.key_id)
-    if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
-        raise InvalidRequest(f"key {old.id} was revoked or has expired; make a new one: tutelage keys create TENANT")
-    # a key handed on is never more than it was: the same models, the same limits, the same end
-    minted = await _mint(
-        pool, home.secret("pepper"), old.tenant_id, old.role, expires_at=old.expires_at, models=old.models, key_limits=old.limits
-    )
-    ends = min(ends, old.expires_at or ends)
-    await tenants.end_key(pool, old.id, at=ends, revoke=False)
-    return {"tenant_id": old.tenant_id, **minted, "old_key_id": old.id, "old_key_ends": ends.isoformat()}
+    old, overlap = await tenants.find_key(pool, arguments.key_id), _duration("--overlap", arguments.overlap)
+    made, ended = await tenancy.rotate_key(pool, home.secret("pepper"), old, overlap=overlap, maker=by_hand(), now=datetime.now(UTC))
+    return {
+        "tenant_id": old.tenant_id, "key_id": made.key.id, "key": made.text, "old_key_id": old.id, "old_key_ends": str(ended.expires_at),
+    }  # fmt: skip
 
 
 async def revoke_key(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
-    key = await tenants.end_key(pool, arguments.key_id, at=datetime.now(UTC), revoke=True)
+    key = await tenancy.revoke_key(pool, arguments.key_id, maker=by_hand(), now=datetime.now(UTC))
     return {"key_id": key.id, "revoked_at": str(key.revoked_at)}
 
 
@@ -150,7 +182,7 @@ async def list_gaps(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> 
 
 
 async def list_usage(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
-    return await interactions.usage(pool, None)
+    return await usage.report(pool, usage.Question())
 
 
 async def status(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
@@ -170,25 +202,75 @@ async def status(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Resu
     }
 
 
-async def _mint(
-    pool: Pool,
-    pepper: str,
-    tenant_id: str | None,
-    role: str | None,
-    *,
-    expires_at: datetime | None = None,
-    models: Sequence[str] | None = None,
-    key_limits: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    minted = keys.mint(pepper)
-    await tenants.add_key(pool, Key(minted.id, tenant_id, role, minted.hash, expires_at, None, models, key_limits or {}))
-    return {"key_id": minted.id, "key": minted.text}
+async def verify_audit(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """Check one chain or all, against the heads exported before (of this home, or a copy kept elsewhere), and against the ledger.
+
+    Raises:
+        AuditBroken: at the first break, saying whose chain, where and how.
+    """
+    own = HeadsFile.of(home)
+    exported = (replace(own, path=Path(arguments.heads)) if arguments.heads else own).read()
+    chain = await _chain(pool, arguments.tenant)
+    total = await audit.count_links(pool, chain)
+    with Progress(console=Console(stderr=True), transient=True, disable=arguments.json or not sys.stderr.isatty()) as progress:
+        bar = progress.add_task("checking links", total=total)
+        checked, broken = await audit.verify(pool, exported, tenant_id=chain, seen=lambda links: progress.advance(bar, links))
+    if broken is not None:
+        where = f"link {broken.sequence}" if broken.sequence is not None else "the ledger"
+        raise AuditBroken(f"the chain of {broken.tenant_id or 'the installation'} is broken at {where}: {broken.reason}")
+    heads = sum(len(known) for known in exported.values())
+    return {"whole": True, "links": checked, "exported_heads": heads}
+
+
+async def _chain(pool: Pool, named: str | None) -> str | None:
+    """The id of a tenant, a deleted one by its id too; None: all. Raises NotFound."""
+    if named is None:
+        return None
+    everybody = await tenants.list_tenants(pool, deleted=True)
+    return named if any(named == tenant.id for tenant in everybody) else (await tenants.find_tenant(pool, named)).id
+
+
+async def list_audit(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """The newest links of a tenant's chain, or of the installation's own."""
+    chain = await _chain(pool, arguments.tenant) or audit.OPERATOR
+    rows = await audit.newest(pool, chain, limit=arguments.limit)
+    shown = ("sequence", "at", "kind", "actor", "action", "subject", "detail")
+    return rows if arguments.json else [{name: row[name] for name in shown} for row in rows]
+
+
+async def export_audit(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """Write chains as JSON lines, a link a line, and beside them their signed heads as of now."""
+    chain = await _chain(pool, arguments.tenant)
+    file = HeadsFile.of(home)
+    await HeadsExporter(pool, file, seconds=0).export()
+    chains = [head.tenant_id for head in await audit.heads(pool) if chain in (None, head.tenant_id)]
+    links = 0
+    with Path(arguments.file).open("w") as out:  # noqa: ASYNC230 - nothing else runs in this process
+        for tenant_id in chains:
+            async for link in audit.links(pool, tenant_id):
+                out.write(json.dumps({**asdict(link), "hash": link.hash.hex()}, ensure_ascii=False) + "\n")
+                links += 1
+    return {"file": arguments.file, "links": links, "heads": str(file.path), "public_key": file.public_text}
+
+
+async def erase(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """Erase what a tenant asked and was answered: one request, all before a day, or all."""
+    if sum(map(bool, (arguments.request, arguments.before, arguments.all))) != 1:
+        raise InvalidRequest("say what to erase: --request ID, --before DAY (such as 2026-11-01, UTC) or --all")
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    try:
+        before = datetime.strptime(arguments.before, "%Y-%m-%d").replace(tzinfo=UTC) if arguments.before else None
+    except ValueError as wrong:
+        raise InvalidRequest(f"--before {arguments.before!r}: a day is expected, such as 2026-11-01") from wrong
+    erased = await bodies.erase(pool, tenant.id, actor=by_hand().actor, request_id=arguments.request, before=before)
+    return {"tenant_id": tenant.id, "interactions_erased": erased}
 
 
 OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Result]]] = {
     "create_tenant": create_tenant,
     "tenants": list_tenants,
     "change_tenant": change_tenant,
+    "delete_tenant": delete_tenant,
     "create_key": create_key,
     "rotate_key": rotate_key,
     "revoke_key": revoke_key,
@@ -198,4 +280,8 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "gaps": list_gaps,
     "usage": list_usage,
     "status": status,
+    "verify_audit": verify_audit,
+    "list_audit": list_audit,
+    "export_audit": export_audit,
+    "erase": erase,
 }

@@ -30,7 +30,8 @@ class Tenant:
 
 @dataclass(frozen=True)
 class Key:
-    """An API key as stored: the secret itself is never kept, only its keyed hash."""
+    """An API key as stored: the secret itself is never kept, only its keyed hash. Without a tenant it is an operator's; a `role` beside
+    a tenant lets it administer that tenant."""
 
     id: str
     tenant_id: str | None
@@ -40,6 +41,7 @@ class Key:
     revoked_at: datetime | None
     models: Sequence[str] | None = None  # the models it may name; None: any
     limits: Mapping[str, Any] = field(default_factory=dict)  # its own, within the tenant's
+    routes: Sequence[str] | None = None  # the routes it may use (gateway/roles.py); None: any
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,10 @@ class GatewaySettings(Strict):
     send_seconds: float = Field(default=10.0, gt=0)
     drain_seconds: float = Field(default=20.0, ge=0)
     configuration_seconds: float = Field(default=1.0, gt=0)
+    gauge_seconds: float = Field(default=1.0, gt=0)
+    storage_seconds: float = Field(default=5.0, gt=0)
+    heads_seconds: float = Field(default=60.0, gt=0)
+    sweep_seconds: float = Field(default=600.0, gt=0)
     bare: bool = False  # for measuring only: nothing is limited, cached or recorded
 
 

@@ -19,7 +19,7 @@ from tutelage import __version__
 from tutelage.errors import Unavailable
 from tutelage.fleet import backends
 from tutelage.fleet.endpoint import Deadlines, Endpoint
-from tutelage.gateway import bare, configuration, endpoints, wire
+from tutelage.gateway import admin, bare, configuration, endpoints, wire
 from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import Cache
 from tutelage.gateway.callers import Callers
@@ -27,14 +27,18 @@ from tutelage.gateway.configuration import Configuration, ConfigurationWatcher
 from tutelage.gateway.dispatch import Dispatch, Models
 from tutelage.gateway.draining import Draining
 from tutelage.gateway.embeddings import Embeddings
+from tutelage.gateway.gauges import Gauges
 from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.recording import Recording
 from tutelage.gateway.snapshot import Watcher
+from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home, ModelEntry, ModelsSettings
+from tutelage.stores.bodies import Sweeper
 from tutelage.stores.database import Pool, open_pool
+from tutelage.stores.heads import HeadsExporter, HeadsFile
 from tutelage.stores.interactions import Recorder, add_lost, used
 from tutelage.telemetry import Metrics, log_to_stderr, spans_from_environment
 
@@ -73,6 +77,7 @@ def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, t
     app.state.metrics = Metrics()
     wire.answer_errors(app, app.state.metrics)
     endpoints.add_routes(app)
+    admin.add_routes(app)
     return app
 
 
@@ -122,23 +127,24 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         state.embeddings = Embeddings(
             encoder, admission=admission, recorder=recorder, metrics=state.metrics, core_hour_usd=setup.started_with.tier.core_hour_usd
         )
-        _measure(app)
+        # reports and checks of chains have connections of their own, so that they hold up nothing that a request needs
+        state.admin_pool = await open_pool(setup.database_url, size=2)
+        opened.push_async_callback(state.admin_pool.close)
+        state.pepper, state.heads, state.has_tier = setup.home.secret("pepper"), HeadsFile.of(setup.home), setup.tier_url is not None
+        background = (
+            Gauges(state, seconds=settings.gauge_seconds),
+            StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
+            HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
+            Sweeper(pool, seconds=settings.sweep_seconds),
+        )
         draining.listen()
         recorder.start()
-        for part in (watcher, admission, idempotency, state.configuration):
+        for part in (watcher, admission, idempotency, state.configuration, *background):
             await part.start()
-        for part in (watcher, idempotency, state.configuration):
+        for part in (watcher, idempotency, state.configuration, *background):
             opened.push_async_callback(part.stop)
         gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
         yield
-
-
-def _measure(app: wire.Gateway) -> None:
-    """What is read when somebody looks at the metrics."""
-    state, metrics = app.state, app.state.metrics
-    metrics.running.set_function(lambda: state.turns.running)
-    metrics.waiting.set_function(lambda: state.turns.waiting)
-    metrics.faulty.set_function(lambda: int(state.configuration.fault is not None))
 
 
 class Clients:

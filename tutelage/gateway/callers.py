@@ -17,14 +17,14 @@ from tutelage.gateway import keys
 from tutelage.gateway.admission import Party
 from tutelage.gateway.limits import Limits, agreed
 from tutelage.gateway.snapshot import Snapshot, Watcher
-from tutelage.records import Bodies, Key
+from tutelage.records import Bodies, Key, Tenant
 
 MOST_KNOWN = 10_000
 
 
 @dataclass(frozen=True)
 class Caller:
-    """A tenant by one of its keys. `models`: those the key may name (None: any)."""
+    """A tenant by one of its keys. `models`: those the key may name (None: any); `routes`: those it may use (None: any)."""
 
     tenant: Party
     key: Party
@@ -33,6 +33,7 @@ class Caller:
     bodies: Bodies = "full"
     cache_seconds: int | None = None  # how long its answers are kept; None: as long as the gateway says
     erasures: int = 0
+    routes: frozenset[str] | None = None
 
     @property
     def tenant_id(self) -> str:
@@ -44,6 +45,9 @@ class Caller:
 
     def check_route(self, route: str) -> None:
         """Raises Forbidden when the key may not use this endpoint."""
+        if self.routes is not None and route not in self.routes:
+            allowed = ", ".join(sorted(self.routes)) or "none"
+            raise Forbidden(f"this key may not use {route}; it may use: {allowed}")
 
     def check_model(self, name: str) -> None:
         """Raises Forbidden when the key may not name this model."""
@@ -85,19 +89,36 @@ class Callers:
         self._known[digest] = min(ends, default=None), caller
         return caller
 
+    def administrator(self, authorization: str | None) -> Key:
+        """The key itself, of an operator or of a tenant that is active; what it may do is for `roles.py`. Raises as `authenticate`."""
+        snapshot = self._watcher.current
+        presented = keys.parse(authorization)
+        key = keys.check(presented, snapshot.keys.get(presented.id), pepper=self._pepper, now=self._clock())
+        if key.tenant_id is not None:
+            _active(key.tenant_id, snapshot)
+        return key
+
+
+def _active(tenant_id: str, snapshot: Snapshot) -> Tenant:
+    tenant = snapshot.tenants.get(tenant_id)
+    if tenant is None:  # deleted between the reading of keys and of tenants
+        raise Unauthenticated("the tenant of this key was deleted")
+    if tenant.status != "active":
+        raise Suspended("this tenant is suspended; its data is kept: ask your administrator to resume it")
+    return tenant
+
 
 def _caller(key: Key, snapshot: Snapshot) -> Caller:
     if key.tenant_id is None:
         raise Unauthenticated("this is an operator key; requests need a tenant's key: tutelage keys create TENANT")
-    tenant = snapshot.tenants[key.tenant_id]
-    if tenant.status != "active":
-        raise Suspended("this tenant is suspended; its data is kept: ask your administrator to resume it")
+    tenant = _active(key.tenant_id, snapshot)
     return Caller(
         Party("tenant", tenant.id, tenant.id, agreed(tenant.tier, tenant.limits)),
         Party("key", tenant.id, key.id, Limits.model_validate(dict(key.limits))),
         frozenset(key.models) if key.models is not None else None,
         tenant.on_disconnect,
-        tenant.bodies,
+        "off" if snapshot.full(tenant) else tenant.bodies,
         tenant.cache_seconds,
         tenant.erasures,
+        frozenset(key.routes) if key.routes is not None else None,
     )

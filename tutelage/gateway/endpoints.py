@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 from tutelage.errors import InvalidRequest
 from tutelage.gateway import openai, wire
 from tutelage.gateway.callers import Caller
+from tutelage.gateway.described import schema_of
 from tutelage.gateway.dispatch import TIERS
 from tutelage.gateway.embeddings import MODEL
 from tutelage.gateway.exchange import Asked, Options
@@ -209,7 +210,5 @@ def _answers(kind: Any, *, body: bool = True) -> dict[int | str, dict[str, Any]]
 
 
 def _reads(kind: Any, headers: list[dict[str, Any]]) -> dict[str, Any]:
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
-    content = {"application/json": {"schema": schema}}
+    content = {"application/json": {"schema": schema_of(kind)}}
     return {"requestBody": {"required": True, "content": content}, "parameters": headers, "security": SECURED}

@@ -14,15 +14,28 @@ from pydantic import Field, ValidationError
 from tutelage.errors import InvalidRequest
 from tutelage.settings import Strict
 
+MOST = 10**15  # of any limit: what a double holds exactly, as Valkey's scripts count in doubles
+
 
 class Limits(Strict):
     """None means no limit. Spend is in micro-dollars of a UTC month; a day is a UTC day. A cache hit counts as a query."""
 
-    queries_per_day: int | None = Field(default=None, ge=0)
-    concurrent: int | None = Field(default=None, ge=1)
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
-    spend_per_month_microusd: int | None = Field(default=None, ge=0)
+    queries_per_day: int | None = Field(default=None, ge=0, le=MOST)
+    concurrent: int | None = Field(default=None, ge=1, le=MOST)
+    requests_per_minute: int | None = Field(default=None, ge=1, le=MOST)
+    tokens_per_minute: int | None = Field(default=None, ge=1, le=MOST)
+    spend_per_month_microusd: int | None = Field(default=None, ge=0, le=MOST)
+
+
+class Holdings(Strict):
+    """What a tenant may have at once, None meaning no limit: students (`models`), and bytes of prompts and answers that are kept."""
+
+    models: int | None = Field(default=None, ge=0, le=MOST)
+    storage_bytes: int | None = Field(default=None, ge=0, le=MOST)
+
+
+class Agreement(Limits, Holdings):
+    """What may be agreed with a tenant beside its plan. A key has `Limits` alone."""
 
 
 @dataclass(frozen=True)
@@ -46,15 +59,22 @@ PLANS: Mapping[str, Plan] = {
 
 def agreed(tier: str, overrides: Mapping[str, Any]) -> Limits:
     """The limits of a tenant: its tier's, but for what was agreed otherwise (a null there lifts a limit)."""
-    return Limits.model_validate(PLANS[tier].limits.model_dump() | dict(overrides))
+    own = {name: value for name, value in overrides.items() if name in Limits.model_fields}
+    return Limits.model_validate(PLANS[tier].limits.model_dump() | own)
 
 
-def check(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides as they may be stored. Raises InvalidRequest naming what is unknown or wrong."""
+def holdings(tier: str, overrides: Mapping[str, Any]) -> Holdings:
+    """What a tenant may have at once: as its tier says, but for what was agreed otherwise."""
+    plan = {"models": PLANS[tier].models, "storage_bytes": PLANS[tier].storage_bytes}
+    return Holdings.model_validate(plan | {name: value for name, value in overrides.items() if name in Holdings.model_fields})
+
+
+def check(overrides: Mapping[str, Any], kind: type[Limits] = Limits) -> dict[str, Any]:
+    """Overrides as they may be stored: of a key, or of a tenant (`Agreement`). Raises InvalidRequest naming what is unknown or wrong."""
     try:
-        checked = Limits.model_validate(dict(overrides))
+        checked = kind.model_validate(dict(overrides))
     except ValidationError as broken:
         first = broken.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise InvalidRequest(f"limit {where}: {first['msg']}; known limits: {', '.join(Limits.model_fields)}", param=where) from broken
+        raise InvalidRequest(f"limit {where}: {first['msg']}; known limits: {', '.join(kind.model_fields)}", param=where) from broken
     return {name: getattr(checked, name) for name in overrides}

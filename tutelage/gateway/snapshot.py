@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import asyncpg
 
 from tutelage.errors import Unavailable
+from tutelage.gateway.limits import holdings
 from tutelage.records import Key, Tenant
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import Domain, DomainIndex
@@ -48,9 +49,19 @@ class Snapshot:
     keys: dict[str, Key] = field(default_factory=dict)
     tenants: dict[str, Tenant] = field(default_factory=dict)
     views: dict[str, TenantView] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)  # bytes of prompts and answers kept, by tenant
+
+    def full(self, tenant: Tenant) -> bool:
+        """Whether a tenant keeps as much as it may: it is answered as ever, but no more is kept of it."""
+        return full(tenant, self.stored)
 
     def view(self, tenant_id: str) -> TenantView:
         return self.views.get(tenant_id, EMPTY)
+
+
+def full(tenant: Tenant, stored: Mapping[str, int]) -> bool:
+    most = holdings(tenant.tier, tenant.limits).storage_bytes
+    return most is not None and stored.get(tenant.id, 0) >= most
 
 
 async def read(pool: Pool, *, threshold: float) -> Snapshot:
@@ -70,6 +81,7 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
             )
             for tenant_id in {*domains, *(c.tenant_id for c in champions)}
         },
+        stored=await tenants.stored_bytes(pool),
     )
 
 

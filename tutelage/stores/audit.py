@@ -18,7 +18,8 @@ from tutelage.records import Interaction
 from tutelage.stores.database import Pool
 
 OPERATOR = ""  # the chain of what belongs to no tenant
-PIECE = 5_000
+PIECE = 500  # links read at a time: a worker that checks a chain answers requests in between
+CHECK_SECONDS = 3600.0
 FIELDS = ("tenant_id", "sequence", "at", "kind", "actor", "action", "subject", "detail")
 
 
@@ -101,7 +102,7 @@ async def newest(pool: Pool, tenant_id: str, *, limit: int, before: int | None =
     return [{**row, "detail": json.loads(row["detail"]), "hash": row["hash"].hex()} for row in rows]
 
 
-async def links(pool: Pool, tenant_id: str) -> AsyncIterator[Link]:
+async def links(pool: Pool | Any, tenant_id: str) -> AsyncIterator[Link]:
     """A whole chain in its order, a piece at a time."""
     last = 0
     while True:
@@ -116,7 +117,7 @@ async def links(pool: Pool, tenant_id: str) -> AsyncIterator[Link]:
 
 
 async def check_chain(
-    pool: Pool, head: Head | None, tenant_id: str, exported: Mapping[int, bytes], seen: Callable[[int], None]
+    pool: Pool | Any, head: Head | None, tenant_id: str, exported: Mapping[int, bytes], seen: Callable[[int], None]
 ) -> Break | None:
     """The first break of a chain: a link that does not follow, an end that was cut off, or another past than was `exported`
     (hashes by sequence). `seen` is told of every link."""
@@ -141,8 +142,41 @@ async def check_chain(
     return None
 
 
-async def check_ledger(pool: Pool) -> Break | None:
-    """The first row of the ledger without its link, link without its row, or pair that tells of another cost."""
+async def verify(
+    pool: Pool, exported: Mapping[str, Mapping[int, bytes]], *, tenant_id: str | None = None, seen: Callable[[int], None] = lambda _: None
+) -> tuple[int, Break | None]:
+    """How many links were checked, and the first break of any chain, or of one tenant's, or between a chain and the ledger.
+
+    All is read as it was at one moment. `exported` must have been read before: a head cannot be newer than that moment.
+    """
+    checked = 0
+
+    def count(links: int) -> None:
+        nonlocal checked
+        checked += links
+        seen(links)
+
+    async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+        known = {head.tenant_id: head for head in await heads(connection)}
+        found = await connection.fetch("select distinct tenant_id from audit")
+        chains = sorted({*known, *exported, *(row["tenant_id"] for row in found)}) if tenant_id is None else [tenant_id]
+        for chain in chains:
+            broken = await check_chain(connection, known.get(chain), chain, exported.get(chain, {}), count)
+            if broken is not None:
+                return checked, broken
+        return checked, await check_ledger(connection, tenant_id)
+
+
+async def count_links(pool: Pool, tenant_id: str | None = None) -> int:
+    """Of one tenant's chain or of all, as their heads say: how much `verify` has before it."""
+    counted = await pool.fetchval(
+        "select coalesce(sum(sequence), 0)::bigint from audit_heads where $1::text is null or tenant_id = $1", tenant_id
+    )
+    return int(counted)
+
+
+async def check_ledger(pool: Pool | Any, tenant_id: str | None = None) -> Break | None:
+    """The first row of the ledger, or of one tenant's, without its link, link without its row, or pair that tells of another cost."""
     row = await pool.fetchrow(
         """
         select coalesce(i.tenant_id, a.tenant_id) as tenant_id, a.sequence, coalesce(i.request_id, a.subject) as request_id,
@@ -150,13 +184,16 @@ async def check_ledger(pool: Pool) -> Break | None:
                  when i.request_id is null then 'is in the chain and not in the ledger'
                  else 'costs ' || i.cost_microusd || ' micro-dollars in the ledger and ' || (a.detail::json ->> 'cost_microusd')
                       || ' in the chain' end as told
-        from interactions i
+        from (select * from interactions where $1::text is null or tenant_id = $1) i
         full join (
-            select distinct on (tenant_id, subject) tenant_id, subject, sequence, detail from audit where kind = 'request'
+            select distinct on (tenant_id, subject) tenant_id, subject, sequence, detail from audit
+            where kind = 'request' and ($1::text is null or tenant_id = $1)
             order by tenant_id, subject, sequence desc
         ) a on a.tenant_id = i.tenant_id and a.subject = i.request_id
         where i.request_id is null or a.subject is null or i.cost_microusd <> (a.detail::json ->> 'cost_microusd')::bigint
         limit 1
-        """
+        """,
+        tenant_id,
+        timeout=CHECK_SECONDS,
     )
     return None if row is None else Break(row["tenant_id"], row["sequence"], f"request {row['request_id']} {row['told']}")

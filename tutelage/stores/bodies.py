@@ -55,10 +55,11 @@ async def erase(pool: Pool, tenant_id: str, *, actor: str, request_id: str | Non
 
 
 async def sweep(pool: Pool) -> int:
-    """Erase what is older than its tenant's `retention_days`; how many interactions it was."""
+    """Erase what is older than its tenant's `retention_days`, and all that a deleted tenant left; how many interactions it was."""
     erased = 0
     for row in await pool.fetch(
-        "select id, now() - retention_days * interval '1 day' as before from tenants where retention_days is not null"
+        "select id, case when status = 'deleted' then now() else now() - retention_days * interval '1 day' end as before "
+        "from tenants where retention_days is not null or status = 'deleted'"
     ):
         old = "select 1 from bodies where tenant_id = $1 and created_at < $2 limit 1"
         if await pool.fetchval(old, row["id"], row["before"]):

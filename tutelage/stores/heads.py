@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import orjson
@@ -68,12 +69,32 @@ class HeadsFile:
                 raise AuditBroken(f"{self.path}:{number}: the signature of this head does not hold; the file was changed") from broken
         return found
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
+    def newest(self) -> dict[str, dict[str, Any]]:
+        """The last line of each chain as it was written, signature and all."""
+        return {told["tenant_id"]: told for told in (orjson.loads(line) for _, line in self._lines())}
+
+    @property
+    def public_text(self) -> str:
+        """The public key in base64."""
+        return base64.b64encode(self.public_key.public_bytes_raw()).decode()
+
+    def exported(self, since: int) -> tuple[dict[str, int], int]:
+        """The last sequence of each chain in what was written from byte `since` on, and where the next look begins."""
+        found: dict[str, int] = {}
+        for _, line in self._lines(since):
+            told = orjson.loads(line)
+            found[told["tenant_id"]] = told["sequence"]
+            since += len(line) + 1
+        return found, since
+
+    def _lines(self, since: int = 0) -> Iterator[tuple[int, bytes]]:
         if not self.path.exists():
             return
-        content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]  # a crash may leave half a line behind
-        yield from enumerate(whole.splitlines(), start=1)
+        with self.path.open("rb") as file:
+            file.seek(since)
+            for number, line in enumerate(file, start=1):
+                if line.endswith(b"\n"):  # a crash may leave half a line behind
+                    yield number, line[:-1]
 
 
 class HeadsExporter:
@@ -84,6 +105,7 @@ class HeadsExporter:
         self._file = file
         self._seconds = seconds
         self._exported: dict[str, int] = {}
+        self._looked = 0  # bytes of the file
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -103,12 +125,12 @@ class HeadsExporter:
         async with self._pool.acquire() as connection, connection.transaction():
             if not await connection.fetchval("select pg_try_advisory_xact_lock($1)", LOCK):
                 return 0
-            if not self._exported:
-                self._exported = {tenant: max(known) for tenant, known in self._file.read().items()}
+            # another worker may have exported since
+            others, self._looked = await asyncio.to_thread(self._file.exported, self._looked)
+            self._exported |= others
             moved = [head for head in await audit.heads(connection) if head.sequence > self._exported.get(head.tenant_id, 0)]
             if moved:
                 await asyncio.to_thread(self._file.append, moved, now=datetime.now(UTC))
-            self._exported |= {head.tenant_id: head.sequence for head in moved}
             return len(moved)
 
     async def _run(self) -> None:

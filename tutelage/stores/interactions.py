@@ -291,22 +291,6 @@ async def spend(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
     return [dict(row) for row in rows]
 
 
-async def usage(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
-    """The billing listing: one row a tenant, key, model, domain and UTC day."""
-    rows = await pool.fetch(
-        """
-        select tenant_id, key_id, model, coalesce(domain, '') as domain, to_char(created_at at time zone 'UTC', 'YYYY-MM-DD') as day,
-               count(*)::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
-               sum(prompt_tokens)::bigint as prompt_tokens, sum(completion_tokens)::bigint as completion_tokens,
-               sum(cost_microusd)::bigint as cost_microusd
-        from interactions where $1::text is null or tenant_id = $1
-        group by 1, 2, 3, 4, 5 order by 5, 1, 2, 3, 4
-        """,
-        tenant_id,
-    )
-    return [dict(row) for row in rows]
-
-
 async def used(pool: Pool, tenant_id: str, key_id: str | None, *, day: datetime, month: datetime) -> tuple[int, int]:
     """Queries since `day` and micro-dollars since `month`, of a tenant or of one of its keys."""
     row = await pool.fetchrow(

@@ -6,13 +6,15 @@ MLflow shows the same facts to people; this ledger is what routing believes. It 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import asyncpg
 
-from tutelage.errors import InvalidRequest, PromotionConflict
+from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached, PromotionConflict
+from tutelage.gateway.limits import holdings
 from tutelage.records import Tier
 from tutelage.stores.database import Pool
 from tutelage.stores.tenants import bump
@@ -124,8 +126,13 @@ async def last_gaps(pool: Pool) -> list[dict[str, Any]]:
 
 
 async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str) -> int:
-    """Register the next version of the domain's student and return its number; `folder` holds `{version}`."""
+    """Register the next version of the domain's student and return its number; `folder` holds `{version}`.
+
+    Raises:
+        PlanLimitReached: it would be a student more than the tenant may have; the next version of one it has is no new one.
+    """
     async with pool.acquire() as connection, connection.transaction():
+        await _check_room(connection, tenant_id, student)
         await connection.execute(
             "insert into students (name, tenant_id, domain) values ($1, $2, $3) on conflict (name) do nothing",
             student,
@@ -141,6 +148,25 @@ async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_
             folder.format(version=version),
         )
         return version
+
+
+async def _check_room(connection: Any, tenant_id: str, student: str) -> None:
+    # the tenant's row is held, so that two students registered at once are counted
+    tenant = await connection.fetchrow("select name, tier, limits from tenants where id = $1 for update", tenant_id)
+    if tenant is None:
+        raise NotFound(f"no tenant {tenant_id!r}")
+    others = await connection.fetchval("select count(*) from students where tenant_id = $1 and name <> $2", tenant_id, student)
+    most = holdings(tenant["tier"], tenant["limits"]).models
+    if most is not None and others >= most:
+        raise PlanLimitReached(
+            f"tenant {tenant['name']} ({tenant['tier']}) has {others} of {most} students and gets no other; "
+            f"allow it more: tutelage tenants change {shlex.quote(tenant['name'])} --limit models={others + 1}, or --tier"
+        )
+
+
+async def count_students(pool: Pool) -> dict[str, int]:
+    """Students by tenant."""
+    return {row["tenant_id"]: row["n"] for row in await pool.fetch("select tenant_id, count(*)::int as n from students group by tenant_id")}
 
 
 async def complete_version(pool: Pool, student: str, version: int, **facts: Any) -> None:
@@ -204,11 +230,12 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
 
 
 async def champions(pool: Pool) -> list[Champion]:
-    """Every version that answers a domain now, all tenants."""
+    """Every version that answers a domain now, all tenants but deleted ones."""
     rows = await pool.fetch(
         """
         select p.tenant_id, p.domain, v.student, v.version, p.champion_tier as tier, v.path, v.digest, v.calibrator
         from (select distinct on (tenant_id, domain) * from promotions order by tenant_id, domain, sequence desc) p
+        join tenants t on t.id = p.tenant_id and t.status <> 'deleted'
         join versions v on v.student = p.champion_student and v.version = p.champion_version
         order by p.tenant_id, p.domain
         """
