@@ -20,7 +20,7 @@ from flows.gate import Judged, gate, package, register, roll_out
 from flows.students import curate, evaluate, finetune, spawn
 from flows.traffic import detect_gaps, find_domains
 from flows.workshop import Cycle, connected, tell
-from tutelage.errors import TutelageError
+from tutelage.errors import PlanLimitReached, TutelageError
 from tutelage.settings import Home
 from tutelage.stores import registry, tenants
 
@@ -34,7 +34,11 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
     judged: list[Judged] = []
     for gap in gaps:
         if gap.decision == "train":
-            student = await spawn(cycle, gap)
+            try:
+                student = await spawn(cycle, gap)
+            except PlanLimitReached as full:  # the students it has may still get better ones in their place
+                tell("spawn", full.message, student=gap.domain)
+                continue
             await curate(cycle, student)
             await finetune(cycle, student)
             await evaluate(cycle, student)

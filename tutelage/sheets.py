@@ -16,7 +16,7 @@ def header(names: Sequence[str]) -> str:
 
 
 def line(values: Sequence[Any]) -> str:
-    """One row. Text that a spreadsheet would run gets an apostrophe before it, which spreadsheets do not show; None is an empty cell."""
+    """One row. Text that a spreadsheet would run gets an apostrophe before it; None is an empty cell."""
     return _line([_cell(value) for value in values])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import getpass
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -9,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from tutelage.errors import InvalidRequest, NotFound
+from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached
 from tutelage.operations import OPERATIONS, add_tenant
+from tutelage.records import Key
 from tutelage.settings import Home
-from tutelage.stores import tenants
+from tutelage.stores import audit, registry, tenants
 from tutelage.stores.database import Pool, open_pool
 
 
@@ -71,3 +74,76 @@ async def test_a_revoked_key_makes_no_new_one(pool: Pool, home: Home) -> None:
     await OPERATIONS["revoke_key"](pool, home, Namespace(key_id=made["key_id"]))
     with pytest.raises(InvalidRequest, match="revoked"):
         await OPERATIONS["rotate_key"](pool, home, Namespace(key_id=made["key_id"], overlap="1h"))
+
+
+async def test_a_tenant_chooses_what_is_kept_and_for_how_long(pool: Pool, home: Home) -> None:
+    changed = await OPERATIONS["change_tenant"](pool, home, change(bodies="redacted", retention_days="30", limit=["models=5"]))
+    assert isinstance(changed, dict)
+    assert (changed["bodies"], changed["retention_days"], changed["limits"]["models"]) == ("redacted", 30, 5)
+    changed = await OPERATIONS["change_tenant"](pool, home, change(retention_days="none"))
+    assert isinstance(changed, dict)
+    assert changed["retention_days"] is None
+    for wrong in ("0", "-1", "a week", "100000"):
+        with pytest.raises(InvalidRequest, match="retention"):
+            await OPERATIONS["change_tenant"](pool, home, change(retention_days=wrong))
+
+
+async def test_what_is_done_by_hand_is_told_with_whose_hand_it_was(pool: Pool, home: Home) -> None:
+    made = await OPERATIONS["create_key"](pool, home, key(routes=["chat"], role="viewer"))
+    assert isinstance(made, dict)
+    await OPERATIONS["revoke_key"](pool, home, Namespace(key_id=made["key_id"]))
+    await OPERATIONS["create_key"](pool, home, key(tenant=None, operator="billing"))
+    tenant = await tenants.find_tenant(pool, "acme")
+    revoked, created = (await audit.newest(pool, tenant.id, limit=10))[:2]
+    assert (revoked["action"], created["action"], created["detail"]["routes"]) == ("key.revoke", "key.create", ["chat"])
+    (operator,) = await audit.newest(pool, audit.OPERATOR, limit=10)
+    assert operator["detail"]["role"] == "billing"
+    assert {link["actor"] for link in (revoked, created, operator)} == {f"cli:{getpass.getuser()}"}
+
+
+async def test_a_tenant_has_no_more_students_than_its_plan_allows(pool: Pool, home: Home) -> None:
+    tenant = await tenants.find_tenant(pool, "acme")
+    await registry.open_cycle(pool, "c1", tenant.id)
+
+    async def spawn(name: str) -> int:
+        return await registry.spawn(pool, tenant_id=tenant.id, domain=name, student=name, cycle_id="c1", folder="/s/v{version}")
+
+    told = await asyncio.gather(*(spawn(f"s{n}") for n in range(5)), return_exceptions=True)
+    refused = [one for one in told if isinstance(one, PlanLimitReached)]
+    assert (len(refused), [one for one in told if one == 1]) == (2, [1, 1, 1])
+    assert "3 of 3 students" in str(refused[0])
+    assert "--limit models=4" in str(refused[0])
+    known = await pool.fetchval("select name from students limit 1")
+    assert await spawn(known) == 2, "the next version of a student is no new student"
+    await OPERATIONS["change_tenant"](pool, home, change(tier="pro"))
+    assert await spawn("s9") == 1
+
+
+async def test_deleting_by_hand_leaves_a_chain_that_holds(pool: Pool, home: Home) -> None:
+    deleted = await OPERATIONS["delete_tenant"](pool, home, Namespace(name="acme"))
+    assert isinstance(deleted, dict)
+    with pytest.raises(NotFound):
+        await OPERATIONS["create_key"](pool, home, key())
+    assert await tenants.list_tenants(pool) == []
+    assert all(k.revoked_at is not None for k in await tenants.list_keys(pool))
+    with pytest.raises(NotFound):
+        await tenants.add_key(pool, Key("late", deleted["tenant_id"], None, b"h", None, None))
+    verified = await OPERATIONS["verify_audit"](pool, home, verify())
+    assert isinstance(verified, dict)
+    assert (verified["whole"], verified["links"]) == (True, 4)
+
+
+async def test_erasing_by_hand_says_exactly_what(pool: Pool, home: Home) -> None:
+    def erase(**given: Any) -> Namespace:
+        return Namespace(**{"tenant": "acme", "request": None, "before": None, "all": False, **given})
+
+    for wrong in (erase(), erase(all=True, request="r"), erase(before="yesterday")):
+        with pytest.raises(InvalidRequest, match="--before"):
+            await OPERATIONS["erase"](pool, home, wrong)
+    told = await OPERATIONS["erase"](pool, home, erase(before="2026-11-01"))
+    assert isinstance(told, dict)
+    assert told["interactions_erased"] == 0
+
+
+def verify(**given: Any) -> Namespace:
+    return Namespace(**{"tenant": None, "heads": None, "json": True, **given})

@@ -29,6 +29,7 @@ from tutelage.stores.database import Pool
 
 log = logging.getLogger(__name__)
 
+MOST_LINE = 4_096  # bytes; a head has a few hundred
 LOCK = 7_301_905  # of the one process that exports
 
 
@@ -49,6 +50,7 @@ class HeadsFile:
 
     def append(self, heads: list[Head], *, now: datetime) -> None:
         """Sign and write; on disk when this returns."""
+        self._mend()
         with self.path.open("ab") as file:
             for head in heads:
                 told = {"tenant_id": head.tenant_id, "sequence": head.sequence, "hash": head.hash.hex(), "at": now.isoformat()}
@@ -56,6 +58,17 @@ class HeadsFile:
                 file.write(orjson.dumps(told | {"signature": signature}) + b"\n")
             file.flush()
             os.fsync(file.fileno())
+
+    def _mend(self) -> None:
+        """Cut off the half of a line that a crash may have left behind."""
+        if not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = file.seek(max(0, size - MOST_LINE))
+            tail = file.read()
+            if tail and not tail.endswith(b"\n"):
+                file.truncate(start + tail.rfind(b"\n") + 1)
 
     def read(self) -> dict[str, dict[int, bytes]]:
         """Hashes by tenant and sequence. Raises AuditBroken for a line that is not ours."""
