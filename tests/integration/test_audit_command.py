@@ -39,8 +39,10 @@ def tutelage(home: Home, *arguments: str) -> subprocess.CompletedProcess[str]:
 def execute(home: Home, *statements: str) -> None:
     """As somebody with all rights in the database would."""
 
+    url = engines.start_database(home)
+
     async def run() -> None:
-        connection = await asyncpg.connect(engines.start_database(home))
+        connection = await asyncpg.connect(url)
         async with connection.transaction():
             await connection.execute("set local session_replication_role = replica")
             for statement in statements:

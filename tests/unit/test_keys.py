@@ -46,7 +46,13 @@ def test_no_text_makes_the_parser_fail_otherwise_than_by_refusing(header: str) -
 
 def test_revoked_expired_unknown_and_wrongly_peppered_keys_do_not_open() -> None:
     presented = keys.parse(f"Bearer {MINTED.text}")
-    for wrong in (stored(revoked_at=NOW), stored(expires_at=NOW), stored(hash=b"\0" * 32), None):
+    for wrong in (
+        stored(revoked_at=NOW),
+        stored(revoked_at=NOW + timedelta(minutes=5)),
+        stored(expires_at=NOW),
+        stored(hash=b"\0" * 32),
+        None,
+    ):
         with pytest.raises(Unauthenticated):
             keys.check(presented, wrong, pepper="pepper", now=NOW)
     with pytest.raises(Unauthenticated):

@@ -85,7 +85,7 @@ def _shown(key: records.Key, now: datetime) -> shapes.Key:
 
 
 def _status(key: records.Key, now: datetime) -> Literal["live", "expired", "revoked"]:
-    if key.revoked_at is not None and key.revoked_at <= now:
+    if key.revoked_at is not None:
         return "revoked"
     return "expired" if key.expires_at is not None and key.expires_at <= now else "live"
 
