@@ -92,6 +92,8 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
             changes[column] = getattr(arguments, column)
     if getattr(arguments, "retention_days", None) is not None:
         changes["retention_days"] = _days(arguments.retention_days)
+    if getattr(arguments, "cache_seconds", None) is not None:
+        changes["cache_seconds"] = _seconds(arguments.cache_seconds)
     changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
     in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
     return {**asdict(changed), "limits": in_force}
@@ -119,6 +121,15 @@ def _days(text: str) -> int | None:
         return None
     if not re.fullmatch(r"[1-9]\d{0,4}", text):
         raise InvalidRequest(f"--retention-days {text!r}: a whole number of days is expected, such as 30, or none to keep for ever")
+    return int(text)
+
+
+def _seconds(text: str) -> int | None:
+    """How long answers are kept; None: as long as the gateway says. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"\d{1,8}", text):
+        raise InvalidRequest(f"--cache-seconds {text!r}: seconds are expected, such as 3600, 0 to keep nothing, or none for the default")
     return int(text)
 
 

@@ -30,10 +30,11 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
     """With its first key, if one is given. Raises InvalidRequest for an unknown tier, Conflict for a name that is taken."""
     if tenant.tier not in TIERS:
         raise InvalidRequest(f"tier {tenant.tier!r} is unknown; allowed: {', '.join(TIERS)}", param="tier")
-    given = {name: getattr(tenant, name) for name in ("limits", "on_disconnect", "bodies", "retention_days")}
+    given = {name: getattr(tenant, name) for name in ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")}
     async with pool.acquire() as connection, connection.transaction():
         created = await connection.fetchval(
-            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days) values ($1, $2, $3, $4, $5, $6, $7) "
+            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds) "
+            "values ($1, $2, $3, $4, $5, $6, $7, $8) "
             "on conflict (name) where status <> 'deleted' do nothing returning id",
             tenant.id,
             tenant.name,
@@ -42,6 +43,7 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
             tenant.on_disconnect,
             tenant.bodies,
             tenant.retention_days,
+            tenant.cache_seconds,
         )
         if created is None:
             raise Conflict(f"a tenant named {tenant.name!r} exists; choose another name", param="name")

@@ -49,10 +49,12 @@ class NewTenant(Strict):
     on_disconnect: OnDisconnect = "cancel"
     bodies: Bodies = "full"
     retention_days: Retention | None = None
+    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
 
 
 class TenantChange(Strict):
-    """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever.
+    """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
+    `cache_seconds` null: as long as the gateway says.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -60,6 +62,7 @@ class TenantChange(Strict):
     on_disconnect: OnDisconnect | None = None
     bodies: Bodies | None = None
     retention_days: Retention | None = None
+    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
 
 
 class NewKey(Strict):
@@ -160,6 +163,7 @@ class Tenant(BaseModel):
     on_disconnect: OnDisconnect
     bodies: Bodies
     retention_days: int | None
+    cache_seconds: int | None
 
 
 class Key(BaseModel):

@@ -25,6 +25,7 @@ async def create(call: Call) -> shapes.MadeTenant:
         on_disconnect=asked.on_disconnect,
         bodies=asked.bodies,
         retention_days=asked.retention_days,
+        cache_seconds=asked.cache_seconds,
     )
     tenant, made = await tenancy.create_tenant(call.pool, call.pepper, wanted, maker=call.maker, now=datetime.now(UTC))
     return shapes.MadeTenant(tenant_id=tenant.id, key_id=made.key.id, key=made.text, tenant=_shown(tenant, {}, {}))
@@ -52,7 +53,7 @@ async def change(call: Call) -> shapes.Tenant:
     assert call.tenant is not None
     asked: shapes.TenantChange = call.body
     sent = asked.model_dump(exclude_unset=True)
-    nullable = ("retention_days",)
+    nullable = ("retention_days", "cache_seconds")
     changes = {name: value for name, value in sent.items() if value is not None or name in nullable}
     if any(name in PLAN for name in changes):
         call.require("tenants.plan", of=call.tenant.id)
@@ -104,6 +105,7 @@ def _shown(tenant: records.Tenant, stored: dict[str, int], students: dict[str, i
         on_disconnect=tenant.on_disconnect,
         bodies=tenant.bodies,
         retention_days=tenant.retention_days,
+        cache_seconds=tenant.cache_seconds,
     )
 
 
