@@ -63,7 +63,7 @@ async def create_tenant(pool: Pool, pepper: str, tenant: Tenant, *, maker: Maker
 
 
 async def change_tenant(pool: Pool, tenant: Tenant, changes: Mapping[str, Any], *, maker: Maker) -> Tenant:
-    """Some of its tier, status, limits (beside those agreed before), on_disconnect, bodies, retention_days and cache_seconds. Raises InvalidRequest."""
+    """What of it may change (`records.Tenant`); limits stand beside those agreed before. Raises InvalidRequest."""
     changed = dict(changes)
     if "limits" in changed:
         changed["limits"] = {**tenant.limits, **limits.check(changed["limits"], Agreement)}
