@@ -6,6 +6,9 @@ what is allowed and what to do next. It refuses to know where an error is shown:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 
 class TutelageError(Exception):
     """Base of every error a user may see; `message` is safe to show."""
@@ -201,3 +204,20 @@ class AuditBroken(TutelageError):
     """An audit chain, a signed head or the ledger is not what was written."""
 
     code = "audit_broken"
+
+
+def told(body: dict[str, Any], *, status: int, retry_after: str | None = None) -> TutelageError:
+    """The error that a reply tells of: `body` is its OpenAI error object."""
+    wrong, wait = body["error"], int(retry_after) if retry_after else None
+    if status == LimitReached.status:
+        return LimitReached(wrong["message"], code=wrong["code"], retry_after=wait or 1)
+    kind = next((kind for kind in _tree(TutelageError) if kind.code == wrong["code"]), TutelageError)
+    error = kind(wrong["message"], param=wrong.get("param"))
+    error.status, error.retry_after = status, wait
+    return error
+
+
+def _tree(root: type[TutelageError]) -> Iterator[type[TutelageError]]:
+    yield root
+    for branch in root.__subclasses__():
+        yield from _tree(branch)

@@ -6,12 +6,14 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import asyncpg
 
@@ -67,12 +69,23 @@ class Setup:
     database_url: str
     valkey_url: str
     tier_url: str | None
+    over: Mapping[str, Any]
     started_with: Configuration
 
 
-def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, tier_url: str | None) -> wire.Gateway:
-    """The app of one gateway worker; what it needs is opened when it starts and closed when it stops. Raises ConfigInvalid."""
-    setup = Setup(home, config_dir, database_url, valkey_url, tier_url, configuration.read(config_dir, now=datetime.now(UTC)))
+def build(
+    home: Home,
+    *,
+    config_dir: Path,
+    database_url: str,
+    valkey_url: str,
+    tier_url: str | None,
+    over: Mapping[str, Any] = MappingProxyType({}),
+) -> wire.Gateway:
+    """The app of one gateway worker; what it needs is opened when it starts and closed when it stops. `over` stands above what
+    gateway.yaml says. Raises ConfigInvalid."""
+    started_with = configuration.read(config_dir, now=datetime.now(UTC), over=over)
+    setup = Setup(home, config_dir, database_url, valkey_url, tier_url, over, started_with)
     app = wire.Gateway(title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None)
     app.state.metrics = Metrics()
     wire.answer_errors(app, app.state.metrics)
@@ -123,7 +136,9 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         state.pool, state.watcher, state.idempotency, state.dispatch, state.turns = pool, watcher, idempotency, dispatch, turns
         state.pipeline, state.draining = pipeline, draining
         state.callers = Callers(watcher, pepper=setup.home.secret("pepper"))
-        state.configuration = ConfigurationWatcher(setup.config_dir, seconds=settings.configuration_seconds, changed=changed)
+        state.configuration = ConfigurationWatcher(
+            setup.config_dir, seconds=settings.configuration_seconds, changed=changed, over=setup.over
+        )
         state.embeddings = Embeddings(
             encoder, admission=admission, recorder=recorder, metrics=state.metrics, core_hour_usd=setup.started_with.tier.core_hour_usd
         )

@@ -9,10 +9,12 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from tutelage.errors import ConfigInvalid
 from tutelage.settings import GatewaySettings, ModelsSettings, RoutingSettings, TierSettings, load
@@ -34,13 +36,13 @@ class Configuration:
     models: ModelsSettings
 
 
-def read(folder: Path, *, now: datetime) -> Configuration:
-    """Raises ConfigInvalid, listing the faults of the first file that has any."""
+def read(folder: Path, *, now: datetime, over: Mapping[str, Any] = MappingProxyType({})) -> Configuration:
+    """`over` stands above what gateway.yaml says. Raises ConfigInvalid, listing the faults of the first file that has any."""
     version = digest(folder)
     return Configuration(
         version,
         now,
-        gateway=load(GatewaySettings, folder),
+        gateway=load(GatewaySettings, folder).model_copy(update=over),
         routing=load(RoutingSettings, folder),
         tier=load(TierSettings, folder),
         models=load(ModelsSettings, folder),
@@ -66,15 +68,17 @@ class ConfigurationWatcher:
         *,
         seconds: float,
         changed: Callable[[Configuration], None],
+        over: Mapping[str, Any] = MappingProxyType({}),
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = folder
+        self._over = over
         self._seconds = seconds
         self._changed = changed
         self._clock = clock
         self._seen = digest(folder)
         self._task: asyncio.Task[None] | None = None
-        self.current = read(folder, now=clock())
+        self.current = read(folder, now=clock(), over=over)
         self.fault: str | None = None  # why the files as they are now are not used
 
     async def start(self) -> None:
@@ -100,7 +104,7 @@ class ConfigurationWatcher:
         if found == self._seen:
             return
         try:
-            new = read(self._folder, now=self._clock())
+            new = read(self._folder, now=self._clock(), over=self._over)
             self._changed(new)
         except ConfigInvalid as invalid:
             self.fault = invalid.message

@@ -123,9 +123,13 @@ class Watcher:
         """At the next look, whether or not the epoch has moved."""
         self._stale = True
 
+    async def refresh(self) -> None:
+        """Read everything now. Raises what the database raises."""
+        self._current = await read(self._pool, threshold=self._threshold())
+
     async def start(self) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError):
-            self._current = await read(self._pool, threshold=self._threshold())
+            await self.refresh()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -141,6 +145,6 @@ class Watcher:
                 epoch = await self._pool.fetchval("select value from epochs where topic = 'gateway'")
                 if self._current is None or epoch != self._current.epoch or self._stale:
                     self._stale = False
-                    self._current = await read(self._pool, threshold=self._threshold())
+                    await self.refresh()
             except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves
                 log.warning("snapshot not refreshed, the last one keeps serving: %r", failed)
