@@ -17,16 +17,18 @@ from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
-import aiohttp
 import yarl
 
 from tutelage.errors import BackendFailed, BackendRefused
 from tutelage.fleet import retries
 from tutelage.fleet.breaker import Breaker, State
+from tutelage.fleet.connections import BodyTooLong, Connections, NoConnection, Response
 from tutelage.fleet.retries import MOST_RETRIES, Budget
 
 RETRY_STATUS = {408, 409, 425, 500, 502, 503, 504}
 MOST_BYTES = 32 * 1024 * 1024  # of a reply, or of one event
+MOST_STREAM_BYTES = 1024 * 1024 * 1024
+MOST_TOLD = 2_000  # of what a server says went wrong
 DONE = b"[DONE]"
 Result = TypeVar("Result")
 
@@ -58,10 +60,10 @@ class ReplicaHealth:
 @dataclass(eq=False)
 class Replica:
     url: yarl.URL
+    connections: Connections
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
     last_error: str | None = None
-    session: aiohttp.ClientSession | None = None
 
 
 class Failed(Exception):
@@ -74,7 +76,7 @@ class Failed(Exception):
 
 
 class Endpoint:
-    """`name` is the model's, for messages. Sessions are opened at the first call and closed by `close`."""
+    """`name` is the model's, for messages. Connections are opened when they are needed and closed by `close`."""
 
     def __init__(
         self,
@@ -89,10 +91,12 @@ class Endpoint:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self._replicas = [Replica(yarl.URL(url.rstrip("/") + "/chat/completions")) for url in urls]
-        self._headers = {"content-type": "application/json", "accept-encoding": "identity", **headers}
+        told = {"content-type": "application/json", "accept": "*/*", "accept-encoding": "identity", "user-agent": "tutelage", **headers}
+        places = [yarl.URL(url.rstrip("/") + "/chat/completions") for url in urls]
+        self._replicas = [
+            Replica(place, Connections(place, headers=told, most=connections, connect_seconds=deadlines.connect)) for place in places
+        ]
         self._deadlines = deadlines
-        self._connections = connections
         self._refusal = refusal
         self._monotonic = monotonic
         self._chance = chance
@@ -100,8 +104,7 @@ class Endpoint:
 
     async def close(self) -> None:
         for replica in self._replicas:
-            if replica.session is not None:
-                await replica.session.close()
+            replica.connections.close()
 
     def health(self) -> list[ReplicaHealth]:
         now = self._monotonic()
@@ -184,26 +187,16 @@ class Endpoint:
     async def _whole(self, body: bytes, ends: float, replica: Replica) -> bytes:
         with Call(replica, self._monotonic, self._deadlines):
             async with asyncio.timeout_at(ends):
-                response = await self._session(replica).post(replica.url, data=body, allow_redirects=False)
-                async with response:
+                async with await replica.connections.post(body) as response:
                     if response.status != 200:
                         raise await self._unwanted(response)
-                    return await _read(response)
+                    return await response.read(MOST_BYTES)
 
-    def _session(self, replica: Replica) -> aiohttp.ClientSession:
-        if replica.session is None:
-            connector = aiohttp.TCPConnector(limit=self._connections, ttl_dns_cache=300)
-            timeout = aiohttp.ClientTimeout(total=None, connect=self._deadlines.connect, sock_connect=self._deadlines.connect)
-            replica.session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, headers=self._headers, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-            )
-        return replica.session
-
-    async def _unwanted(self, response: aiohttp.ClientResponse) -> Exception:
+    async def _unwanted(self, response: Response) -> Exception:
         """What a status other than 200 amounts to."""
-        content = (await response.content.read(2_000))[:2_000]
+        content = (await response.read(MOST_BYTES))[:MOST_TOLD]
         if response.status == 429:
-            return Failed("it is asked too often (HTTP 429)", again=True, asked=_seconds(response.headers.get("retry-after")))
+            return Failed("it is asked too often (HTTP 429)", again=True, asked=_seconds(response.header("retry-after")))
         if response.status in RETRY_STATUS or response.status >= 500:
             return Failed(f"HTTP {response.status}", again=True)
         if response.status in (401, 403) or 300 <= response.status < 400:
@@ -215,12 +208,12 @@ class Endpoint:
         loop, parser, wait = asyncio.get_running_loop(), EventParser(), self._deadlines.first_token
         with Call(replica, self._monotonic, self._deadlines):
             async with asyncio.timeout_at(min(ends, loop.time() + wait)):
-                response = await self._session(replica).post(replica.url, data=body, allow_redirects=False)
+                response = await replica.connections.post(body)
             async with response:
                 if response.status != 200:
                     async with asyncio.timeout_at(ends):
                         raise await self._unwanted(response)
-                pieces = response.content.iter_any()
+                pieces = response.pieces(MOST_STREAM_BYTES)
                 while True:
                     async with asyncio.timeout_at(min(ends, loop.time() + wait)):
                         piece = await anext(pieces, None)
@@ -269,13 +262,15 @@ def _failure(error: BaseException, deadlines: Deadlines) -> Failed | None:
     match error:
         case Failed():
             return error
-        case aiohttp.ConnectionTimeoutError():
+        case NoConnection(slow=True):
             return Failed(f"no connection within {deadlines.connect:g} s", again=True, sent=False)
-        case aiohttp.ClientConnectorError():
+        case NoConnection():
             return Failed("it cannot be reached", again=True, sent=False)
         case TimeoutError():
             return Failed("it took too long", again=False)
-        case aiohttp.ClientError() | OSError() | ValueError():
+        case BodyTooLong():
+            return Failed(str(error), again=False)
+        case OSError() | ValueError():
             return Failed(type(error).__name__, again=True)
         case _:
             return None
@@ -302,18 +297,6 @@ class EventParser:
                 found.append(b"\n".join(self._data))
                 self._data = []
         return found
-
-
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    if (response.content_length or MOST_BYTES + 1) <= MOST_BYTES:
-        return await response.read()
-    pieces, size = [], 0
-    async for piece in response.content.iter_any():
-        pieces.append(piece)
-        size += len(piece)
-        if size > MOST_BYTES:
-            raise Failed(f"its reply has more than {MOST_BYTES} bytes", again=False)
-    return b"".join(pieces)
 
 
 def _seconds(retry_after: str | None) -> float:

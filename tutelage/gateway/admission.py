@@ -32,6 +32,7 @@ from valkey.exceptions import ValkeyError
 from tutelage.errors import LimitReached
 from tutelage.gateway.batching import Batched
 from tutelage.gateway.limits import Limits
+from tutelage.gateway.patience import within
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +315,7 @@ class Admission:
         if self.degraded:
             raise TimeoutError("Valkey did not answer a moment ago")
         asked = orjson.dumps([[*call[:5], *call.values] for call in calls])
-        async with asyncio.timeout(self._deadline):
+        async with within(self._deadline):
             told = await self._script(args=[asked])
         return [(limit, int(party), int(wait_ms)) for limit, party, wait_ms in orjson.loads(told)]
 

@@ -1,4 +1,4 @@
-"""Calls that arrive while another is under way are sent together: one round trip for all of them, and no timer.
+"""Calls that arrive while another is under way are sent together: one round trip for all of them, and no timer where anybody waits.
 
 It refuses to know what is called; `run` gets a list and returns as many results.
 """
@@ -16,11 +16,13 @@ Waiter = asyncio.Future[Result] | Callable[[Exception], None]
 
 
 class Batched(Generic[Asked, Result]):
-    """`await batched(item)` gives the result of `item`; at most `most` items go in one call, in the order they came."""
+    """`await batched(item)` gives the result of `item`; at most `most` items go in one call, in the order they came. With
+    `gather_seconds` a call is put off for so long, so that more go with it."""
 
-    def __init__(self, run: Callable[[list[Asked]], Awaitable[Sequence[Result]]], *, most: int = 256) -> None:
+    def __init__(self, run: Callable[[list[Asked]], Awaitable[Sequence[Result]]], *, most: int = 256, gather_seconds: float = 0.0) -> None:
         self._run = run
         self._most = most
+        self._gather = gather_seconds
         self._waiting: deque[tuple[Asked, Waiter[Result]]] = deque()
         self._worker: asyncio.Task[None] | None = None
 
@@ -52,6 +54,8 @@ class Batched(Generic[Asked, Result]):
     async def _work(self) -> None:
         try:
             while self._waiting:
+                if self._gather:
+                    await asyncio.sleep(self._gather)
                 batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
                 await self._answer([(item, waiter) for item, waiter in batch if not _left(waiter)])
         finally:

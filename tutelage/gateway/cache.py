@@ -24,6 +24,7 @@ from cachetools import LRUCache
 from valkey.exceptions import ValkeyError
 
 from tutelage.gateway.batching import Batched
+from tutelage.gateway.patience import within
 from tutelage.records import Tier
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 SCRIPT = Path(__file__).parent / "scripts" / "keep.lua"
 MAC_BYTES = 16
 MOST_WAITING = 2_000  # to be kept in Valkey: a slow one must not fill the worker
+KEEP_SECONDS = 0.02  # answers kept within so long go to Valkey together: nobody waits for it
 PAUSE_SECONDS = 1.0  # Valkey is not asked again for so long after it did not answer
 FAULTS = (TimeoutError, ValkeyError, OSError)
 
@@ -98,7 +100,7 @@ class Cache:
         self._clock = clock
         self._near: LRUCache[CacheKey, tuple[Entry, int]] = LRUCache(worker_bytes, getsizeof=lambda held: held[1])
         self._looks: Batched[CacheKey, Entry | None] = Batched(self._get)
-        self._keeps: Batched[Keeping, None] = Batched(self._set)
+        self._keeps: Batched[Keeping, None] = Batched(self._set, gather_seconds=KEEP_SECONDS)
         self._down_until = 0.0
         self.statistics: dict[str, Counter[str]] = {}
 
@@ -148,7 +150,7 @@ class Cache:
             return None
 
     async def _get(self, keys: list[CacheKey]) -> list[Entry | None]:
-        async with asyncio.timeout(self._deadline):
+        async with within(self._deadline):
             values = await self._client.mget([str(key) for key in keys])
         return [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
 

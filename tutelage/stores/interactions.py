@@ -167,8 +167,8 @@ def as_json(interactions: Sequence[Interaction]) -> str:
 
 def _entry(interaction: Interaction) -> dict[str, Any]:
     told = {name: getattr(interaction, name) for name in LEDGER}
-    told["prompt_hash"] = interaction.prompt_hash.hex()
-    told["embedding"] = None if interaction.embedding is None else interaction.embedding.hex()
+    told["prompt_hash"] = rf"\x{interaction.prompt_hash.hex()}"
+    told["embedding"] = None if interaction.embedding is None else rf"\x{interaction.embedding.hex()}"
     told["attempts"] = [{name: getattr(attempt, name) for name in ATTEMPT_COLUMNS} for attempt in interaction.attempts]
     if interaction.messages is None:
         told["detail"] = audit.detail_of(interaction, None)
