@@ -96,11 +96,26 @@ def run(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[s
                     mine.setdefault("memory", []).append({"mb": target.memory_mb()})
                     progress.advance(task)
         extra = _long(arguments, running, console)
+    extra["cached_whole_machine"] = whole_machine(arguments, folder, console)
     return {
         "machine": machine(), "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), "commit": _commit(),
         "systems": {r.name: {"version": r.version, "settings": r.settings} for r in running}, "absent": absent,
         "rounds": rounds, "figures": figures(rounds), **extra,
     }  # fmt: skip
+
+
+def whole_machine(arguments: argparse.Namespace, folder: Path, console: Console) -> list[dict[str, Any]]:
+    """Cached answers with a worker a core and nothing pinned: gateway, PostgreSQL, Valkey and the load share the machine."""
+    if arguments.only and OURS not in arguments.only:
+        return []
+    console.print("cached answers on the whole machine")
+    with systems.mock(folder) as upstream, systems.tutelage(folder, upstream, name="whole", workers=2, cores=systems.CORES) as target:
+        systems.pin(0, systems.CORES)
+        try:
+            load(target, connections=4, seconds=1, unique=False)
+            return [load(target, connections=128, seconds=arguments.seconds, unique=False) for _ in range(arguments.rounds)]
+        finally:
+            systems.pin(0, systems.OTHER_CORES)
 
 
 def _long(arguments: argparse.Namespace, running: Sequence[Running], console: Console) -> dict[str, Any]:
@@ -180,6 +195,10 @@ def table(report: dict[str, Any]) -> str:
     for key, value in ours.items():
         if key.startswith("rps_ratio_to_") or key.startswith("cached"):
             told.append(f"- {OURS} {key.replace('_', ' ')}: {_cell(value)}")
+    if whole := report.get("cached_whole_machine"):
+        rps, p95 = interval([r["rps"] for r in whole]), interval([r["p95_ms"] for r in whole])
+        errors = sum(sum(r["errors"].values()) for r in whole)
+        told.append(f"- cached, two workers on the whole machine, c=128: {_cell(rps)} requests/s, p95 {_cell(p95)} ms, {errors} errors")
     for key in ("open_loop", "soak"):
         if key in report:
             told.append(f"- {key}: {json.dumps({k: v for k, v in report[key].items() if k != 'mb_by_minute'})}")

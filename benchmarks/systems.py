@@ -99,7 +99,7 @@ def mock(folder: Path, *, record: bool = False) -> Iterator[str]:
 def tutelage(
     folder: Path, upstream: str, *, name: str = "governed", workers: int = 1, cores: Sequence[int] = (), **settings: Any
 ) -> Iterator[Running]:
-    """Ours, with PostgreSQL and Valkey of its own on the other cores. `settings` go into gateway.yaml."""
+    """Ours, with PostgreSQL and Valkey of its own: on the other cores, or with the gateway on `cores`. `settings` go into gateway.yaml."""
     home, config = Home(folder / f"home-{name}"), folder / f"config-{name}"
     home.root.mkdir(parents=True, exist_ok=True)
     config.mkdir(exist_ok=True)
@@ -117,7 +117,7 @@ def tutelage(
         for found in psutil.process_iter(["name"]):
             with contextlib.suppress(psutil.Error):
                 if found.info["name"] in ("postgres", "valkey-server"):
-                    pin(found.pid, OTHER_CORES)
+                    pin(found.pid, cores or OTHER_CORES)
         made = asyncio.run(_tenant(started.database_url, home))
         port = free_port()
         command = [sys.executable, "-m", "granian", "--interface", "asgi", "--factory", "tutelage.gateway.app:create", "--loop", "uvloop"]

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import yarl
@@ -88,8 +88,7 @@ class Connection(asyncio.Protocol):
     # --- what asyncio tells ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by type
 
     def data_received(self, data: bytes) -> None:
         if self.complete:

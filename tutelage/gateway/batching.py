@@ -54,8 +54,7 @@ class Batched(Generic[Asked, Result]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                if self._gather:
-                    await asyncio.sleep(self._gather)
+                await asyncio.sleep(self._gather)  # whoever is ready now goes along
                 batch = [self._waiting.popleft() for _ in range(min(self._most, len(self._waiting)))]
                 await self._answer([(item, waiter) for item, waiter in batch if not _left(waiter)])
         finally:
