@@ -73,7 +73,9 @@ class Setup:
 def build(home: Home, *, config_dir: Path, database_url: str, valkey_url: str, tier_url: str | None) -> wire.Gateway:
     """The app of one gateway worker; what it needs is opened when it starts and closed when it stops. Raises ConfigInvalid."""
     setup = Setup(home, config_dir, database_url, valkey_url, tier_url, configuration.read(config_dir, now=datetime.now(UTC)))
-    app = wire.Gateway(title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None)
+    app = wire.Gateway(
+        title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None, redirect_slashes=False
+    )  # a redirect would go wherever the request's Host header says
     app.state.metrics = Metrics()
     wire.answer_errors(app, app.state.metrics)
     endpoints.add_routes(app)

@@ -6,6 +6,7 @@ Every route is declared with the action it takes, so that none is open by mistak
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,7 +167,7 @@ async def _body(request: Request, kind: type[BaseModel]) -> Any:
 def _query(request: Request, kind: type[BaseModel]) -> Any:
     """Raises InvalidRequest for an unknown, doubled or wrong parameter."""
     sent = request.query_params.multi_items()
-    doubled = sorted({name for name, _ in sent if len(request.query_params.getlist(name)) > 1})
+    doubled = sorted(name for name, times in Counter(name for name, _ in sent).items() if times > 1)
     unknown = sorted({name for name, _ in sent} - set(kind.model_fields))
     if unknown or doubled:
         wrong = (unknown or doubled)[0]

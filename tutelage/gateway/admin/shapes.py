@@ -8,13 +8,13 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.roles import Role
 from tutelage.gateway.tenancy import NAME
 from tutelage.records import Bodies
-from tutelage.settings import Strict
+from tutelage.settings import Strict, whole
 
 MOST_ROWS = 1_000
 MOST_OVERLAP = 30 * 86_400
@@ -34,7 +34,9 @@ ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00
 Route = Literal["chat", "embeddings", "feedback", "models"]
 Tier = Literal["free", "pro", "enterprise"]
 OnDisconnect = Literal["cancel", "drain"]
-Retention = Annotated[int, Field(ge=1, le=36_500)]
+Retention = Annotated[int, Field(ge=1, le=36_500), BeforeValidator(whole)]
+Seconds = Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(whole)]
+Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -49,7 +51,7 @@ class NewTenant(Strict):
     on_disconnect: OnDisconnect = "cancel"
     bodies: Bodies = "full"
     retention_days: Retention | None = None
-    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    cache_seconds: Seconds | None = None
 
 
 class TenantChange(Strict):
@@ -62,7 +64,7 @@ class TenantChange(Strict):
     on_disconnect: OnDisconnect | None = None
     bodies: Bodies | None = None
     retention_days: Retention | None = None
-    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    cache_seconds: Seconds | None = None
 
 
 class NewKey(Strict):
@@ -83,7 +85,7 @@ class NewOperator(Strict):
 class Rotation(Strict):
     """For so many seconds both keys open."""
 
-    overlap_seconds: int = Field(default=3600, ge=0, le=MOST_OVERLAP)
+    overlap_seconds: Overlap = 3600
 
 
 class Erasure(Strict):
