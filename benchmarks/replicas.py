@@ -147,6 +147,12 @@ class Replica:
         assert self._process is not None
         self._process.wait()
 
+    def kill_first(self) -> None:
+        """SIGKILL to the process that was started, and to nothing that it started itself."""
+        os.kill(self.pid, signal.SIGKILL)
+        assert self._process is not None
+        self._process.wait()
+
     def terminate(self) -> None:
         """SIGTERM, as a service manager sends it; returns at once."""
         os.kill(self.pid, signal.SIGTERM)

@@ -200,6 +200,7 @@ FAULTS = {
     401: "No key, or none that opens anything",
     403: "The key's role may not do this, or its tenant is suspended",
     404: "Nothing has this name, or it is another tenant's",
+    405: "The path names something else, which is not asked so",
     408: "The body did not arrive in time",
     409: "What is there already stands against it",
     413: "The body is too large",
@@ -209,7 +210,9 @@ FAULTS = {
 
 def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     faults = (
-        {400, 401, 403, 503, *route.faults} | ({404} if "{" in route.path or route.query else set()) | ({408, 413} if route.body else set())
+        {400, 401, 403, 503, *route.faults}
+        | ({404, 405} if "{" in route.path else {404} if route.query else set())
+        | ({408, 413} if route.body else set())
     )
     good: dict[str, Any] = {"model": route.answer}
     if route.csv:

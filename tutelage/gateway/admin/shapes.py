@@ -27,8 +27,10 @@ def _near(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_near)]
-Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 12, 31))]
+DAY = r"2(0\d\d|100)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+TIME = rf"{DAY}T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{{1,6}})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+Time = Annotated[AwareDatetime, AfterValidator(_near), Field(json_schema_extra={"pattern": f"^{TIME}$"})]
+Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 12, 31), json_schema_extra={"pattern": f"^{DAY}$"})]
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
 Route = Literal["chat", "embeddings", "feedback", "models"]
