@@ -54,6 +54,7 @@ class Attempt:
     answered: list[str] = field(default_factory=list)
     refused: Counter[int] = field(default_factory=Counter)
     cut: int = 0
+    unreached: int = 0
 
 
 class Load:
@@ -108,6 +109,10 @@ class Load:
                     return False
                 attempt.answered.append(response.headers["x-request-id"])
                 return True
+        except aiohttp.ClientConnectorError:
+            attempt.unreached += 1
+            await asyncio.sleep(0.1)
+            return False
         except (aiohttp.ClientError, TimeoutError):
             attempt.cut += 1
             await asyncio.sleep(0.02)
@@ -123,25 +128,29 @@ class Kill:
 
 
 async def kill_at_random(running: Sequence[Replica], kills: int, *, pause: float, seed: int, told: Any) -> list[Kill]:
-    """Each kill hits some replica that answers; a replica that lost its first process is started again, as a supervisor would."""
+    """Each kill hits some replica that answers. Whoever ended is started again at once, as a supervisor would."""
     chance, done, began = random.Random(seed), [], time.monotonic()
     for _ in range(kills):
         await asyncio.sleep(pause * chance.uniform(0.5, 1.5))
-        victim = chance.choice(running)
+        while not (able := [replica for replica in running if replica.mind() and await asyncio.to_thread(replica.answers)]):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+        victim = chance.choice(able)
         what: Any = chance.choices(("worker", "first process", "replica"), (6, 2, 2))[0]
         if what == "worker" and (workers := victim.workers()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(chance.choice(workers).pid, signal.SIGKILL)
         else:
             await asyncio.to_thread(victim.kill_first if what == "first process" else victim.kill)
-            victim.start()
-        await asyncio.to_thread(victim.wait)
+        for replica in running:
+            replica.mind()
         done.append(Kill(round(time.monotonic() - began, 2), what))
         told()
+    for replica in running:
+        await asyncio.to_thread(replica.wait)
     return done
 
 
-async def settle(pool: Pool, site: Site, attempts: Sequence[Attempt]) -> float:
+async def settle(site: Site) -> float:
     """Seconds until nothing that a dead worker left is unsettled, at most twice SETTLED_SECONDS."""
     import valkey.asyncio
 
@@ -157,7 +166,7 @@ async def settle(pool: Pool, site: Site, attempts: Sequence[Attempt]) -> float:
         await client.aclose()
 
 
-async def audit(pool: Pool, site: Site, attempts: Sequence[Attempt], record: dict[str, int], quotas: dict[str, int]) -> dict[str, Any]:
+async def audit(pool: Pool, attempts: Sequence[Attempt], record: dict[str, int], quotas: dict[str, int]) -> dict[str, Any]:
     """Compare what clients saw, the ledger with its chains, and the model's own record. `broken` lists what does not hold."""
     rows = await pool.fetch(
         "select i.request_id, i.tenant_id, i.route, i.finish_reason, i.cost_microusd, i.tokens_estimated, i.prompt_tokens, "
@@ -193,6 +202,7 @@ async def audit(pool: Pool, site: Site, attempts: Sequence[Attempt], record: dic
         "acknowledged": sum(len(a.answered) for a in attempts),
         "refused": dict(sum((a.refused for a in attempts), Counter())),
         "cut": sum(a.cut for a in attempts),
+        "unreached": sum(a.unreached for a in attempts),
         "ledger_rows": len(rows),
         "lost": len(lost),
         "calls": sum(record.values()),
@@ -244,11 +254,11 @@ async def crash(
     took = time.monotonic() - began
     pool = await open_pool(site.stores.database_url, size=2)
     try:
-        waited = await settle(pool, site, load.attempts)
+        waited = await settle(site)
         async with aiohttp.ClientSession() as session, session.get(f"{upstream}/record") as response:
             record = (await response.json())["markers"]
         mine = {marker: n for marker, n in record.items() if marker.startswith(("marker-a-", "marker-b-"))}
-        found = await audit(pool, site, load.attempts, mine, {parties["b"].tenant_id: quota})
+        found = await audit(pool, load.attempts, mine, {parties["b"].tenant_id: quota})
     finally:
         await pool.close()
     if waited > SETTLED_SECONDS:
@@ -271,7 +281,7 @@ def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     told = [f"Machine: {report['machine']}; {report['date']}: `{report['command']}`.", "", "| | |", "|---|---|"]
     for name in (
-        "kills", "seconds", "acknowledged", "refused", "cut", "ledger_rows", "lost", "calls", "calls_cut", "bill_microusd",
+        "kills", "seconds", "acknowledged", "refused", "cut", "unreached", "ledger_rows", "lost", "calls", "calls_cut", "bill_microusd",
         "acknowledged_microusd", "lost_settled_seconds", "settled_after_seconds", "quotas", "chains",
     ):  # fmt: skip
         value = report[name]
@@ -283,11 +293,11 @@ def table(report: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crashes", description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--replicas", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="of each replica")
     parser.add_argument("--clients", type=int, default=24)
     parser.add_argument("--quota", type=int, default=1000, help="queries a day of the second tenant")
-    parser.add_argument("--pause", type=float, default=1.0, help="seconds between a replica's recovery and the next kill, on average")
+    parser.add_argument("--pause", type=float, default=2.5, help="seconds from one kill to the next, on average")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("crash-report"))
     arguments = parser.parse_args()

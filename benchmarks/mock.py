@@ -4,7 +4,7 @@ Header and body leave in one write with TCP_NODELAY: two writes would add 40 ms 
 and measure the mock instead of the gateway. It refuses to know what is measured.
 
 `/d150/v1/…` answers after 150 ms. Started with --record, each answer names its call (`call-17`), a prompt that holds `marker-…` is counted
-by that name (GET /record tells), and one that holds `chunks-9000` is streamed in so many.
+by that name (GET /record tells), and one that holds `chunks-9000` is streamed in so many, at `/p50/v1/…` one every 50 ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ USAGE = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
 CHUNKS = 30
 MARKER = re.compile(rb"marker-[\w.-]+")
 LENGTH = re.compile(rb"chunks-(\d+)")
-PATH = re.compile(rb"^(?:/d(\d+))?(/.*)$")
+PATH = re.compile(rb"^(?:/d(\d+))?(?:/p(\d+))?(/.*)$")
 
 
 def _http(body: bytes, kind: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
@@ -80,7 +80,7 @@ class Mock(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         found = PATH.match(self._url)
-        delay, path = (int(found[1] or 0), found[2]) if found else (0, b"")
+        delay, pause, path = (int(found[1] or 0), int(found[2] or 0), found[3]) if found else (0, 0, b"")
         if not path.endswith(b"/chat/completions"):
             self._transport.write(self._other(path))
             return
@@ -95,22 +95,22 @@ class Mock(asyncio.Protocol):
                 stream = _stream(said, int(length[1]) if length else CHUNKS)
             else:
                 answer = _answer(said)
-        write = (lambda: self._write_stream(stream)) if streamed else (lambda: self._transport.write(answer))
+        write = (lambda: self._write_stream(stream, pause / 1000)) if streamed else (lambda: self._transport.write(answer))
         if delay:
             asyncio.get_running_loop().call_later(delay / 1000, write)
         else:
             write()
 
-    def _write_stream(self, stream: list[bytes]) -> None:
+    def _write_stream(self, stream: list[bytes], pause: float) -> None:
         self._transport.write(stream[0] + stream[1])
         loop = asyncio.get_running_loop()
 
         def rest(number: int) -> None:
             if number < len(stream) and not self._transport.is_closing():
                 self._transport.write(stream[number])
-                loop.call_soon(rest, number + 1)
+                loop.call_later(pause, rest, number + 1)
 
-        loop.call_soon(rest, 2)
+        loop.call_later(pause, rest, 2)
 
     def _other(self, path: bytes) -> bytes:
         if path == b"/record":

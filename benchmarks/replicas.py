@@ -6,12 +6,12 @@ It refuses to know what is asked of them.
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -34,7 +34,13 @@ from tutelage.stores.database import open_pool
 
 READY_SECONDS = 90.0
 PRICE = {"input_per_mtok": 2.5, "output_per_mtok": 10.0}
-DELAYS = (20, 150)  # milliseconds a mock takes: models mock-d20, mock-d150
+WAYS = {
+    "mock": "",
+    "mock-d20": "/d20",
+    "mock-d150": "/d150",
+    "mock-d1000": "/d1000",
+    "mock-p50": "/p50",
+}  # delays, and pauses between chunks, in ms
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,10 @@ class Site:
     stores: Engines
 
     def configure(self, upstream: str, **gateway: Any) -> None:
-        """Write models.yaml with the mock at `upstream` under three names, and gateway.yaml."""
-        mock = {"name": "mock", "kind": "openai", "base_url": f"{upstream}/v1", "price": PRICE}
-        slow = [{**mock, "name": f"mock-d{ms}", "base_url": f"{upstream}/d{ms}/v1", "model": "mock"} for ms in DELAYS]
-        (self.config / "models.yaml").write_text(yaml.safe_dump({"models": [mock, *slow]}))
+        """Write models.yaml with the mock at `upstream` under the names of WAYS, and gateway.yaml."""
+        mock = {"kind": "openai", "model": "mock", "price": PRICE}
+        models = [{**mock, "name": name, "base_url": f"{upstream}{way}/v1"} for name, way in WAYS.items()]
+        (self.config / "models.yaml").write_text(yaml.safe_dump({"models": models}))
         (self.config / "gateway.yaml").write_text(yaml.safe_dump(gateway))
 
 
@@ -118,7 +124,8 @@ class Replica:
         return []
 
     def wait(self, *, key: str | None = None) -> None:
-        """Until all its workers answer, and know `key` if one is given. Raises RuntimeError with the end of its log."""
+        """Until all its workers answer, and know `key` if one is given. If it ended, it is started again: so does `tutelage serve`, and
+        granian ends by itself when a worker dies within seconds of its start. Raises RuntimeError with the end of its log."""
         request = urllib.request.Request(f"{self.url}{'/v1/models' if key else '/health/ready'}")  # noqa: S310 - our own
         if key:
             request.add_header("authorization", f"Bearer {key}")
@@ -126,12 +133,23 @@ class Replica:
         while seen < 8 * self._workers:  # each on a connection of its own: workers take them by chance
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{self.url} is not ready after {READY_SECONDS:g} s: {self.log.read_text(errors='replace')[-800:]}")
-            try:
-                with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - our own
-                    seen += response.status == 200
-            except (OSError, urllib.error.URLError):
+            self.mind()
+            if _answers(request):
+                seen += 1
+            else:
                 seen = 0
                 time.sleep(0.1)
+
+    def mind(self) -> bool:
+        """Start it again if it ended; whether it had not."""
+        ended = self._process is not None and self._process.poll() is not None
+        if ended:
+            self.start()
+        return not ended
+
+    def answers(self) -> bool:
+        """Whether one of its workers says now that it is ready."""
+        return _answers(urllib.request.Request(f"{self.url}/health/ready"))  # noqa: S310 - our own
 
     def memory(self) -> int:
         """Bytes of resident memory, of all its processes."""
@@ -170,6 +188,14 @@ class Replica:
         for left in family:
             with contextlib.suppress(psutil.Error):
                 left.kill()
+
+
+def _answers(request: urllib.request.Request) -> bool:
+    try:
+        with urllib.request.urlopen(request, timeout=2) as response:  # noqa: S310 - our own
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 @contextmanager
