@@ -3,7 +3,8 @@
 Header and body leave in one write with TCP_NODELAY: two writes would add 40 ms of delayed acknowledgement to every keep-alive client
 and measure the mock instead of the gateway. It refuses to know what is measured.
 
-`/d150/v1/…` answers after 150 ms. A prompt that holds `marker-…` is counted by that name when started with --record; GET /record tells.
+`/d150/v1/…` answers after 150 ms. Started with --record, each answer names its call (`call-17`), a prompt that holds `marker-…` is counted
+by that name (GET /record tells), and one that holds `chunks-9000` is streamed in so many, at `/p50/v1/…` one every 50 ms.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ import uvloop
 USAGE = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
 CHUNKS = 30
 MARKER = re.compile(rb"marker-[\w.-]+")
-PATH = re.compile(rb"^(?:/d(\d+))?(/.*)$")
+LENGTH = re.compile(rb"chunks-(\d+)")
+PATH = re.compile(rb"^(?:/d(\d+))?(?:/p(\d+))?(/.*)$")
 
 
 def _http(body: bytes, kind: bytes = b"application/json", status: bytes = b"200 OK") -> bytes:
     return b"HTTP/1.1 %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n%s" % (status, kind, len(body), body)
 
 
-def _answer() -> bytes:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "forty two"}, "finish_reason": "stop", "logprobs": None}
+def _answer(said: str = "forty two") -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop", "logprobs": None}
     body = {"id": "mock", "object": "chat.completion", "created": 1, "model": "mock", "choices": [choice], "usage": USAGE}
     return _http(orjson.dumps(body))
 
 
-def _stream() -> list[bytes]:
+def _stream(said: str = "word ", chunks: int = CHUNKS) -> list[bytes]:
     """The head and each event, in HTTP chunks."""
     base = {"id": "mock", "object": "chat.completion.chunk", "created": 1, "model": "mock"}
-    events = [base | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "word "}, "finish_reason": None}]}] * CHUNKS
+    events = [base | {"choices": [{"index": 0, "delta": {"role": "assistant", "content": said}, "finish_reason": None}]}] * chunks
     events += [base | {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, base | {"choices": [], "usage": USAGE}]
     written = [b"data: " + orjson.dumps(event) + b"\n\n" for event in events] + [b"data: [DONE]\n\n"]
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -78,30 +80,37 @@ class Mock(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         found = PATH.match(self._url)
-        delay, path = (int(found[1] or 0), found[2]) if found else (0, b"")
+        delay, pause, path = (int(found[1] or 0), int(found[2] or 0), found[3]) if found else (0, 0, b"")
         if not path.endswith(b"/chat/completions"):
             self._transport.write(self._other(path))
             return
         self._counts["calls"] += 1
-        if self._record is not None and (marker := MARKER.search(self._body)):
-            self._record[marker[0].decode()] += 1
+        answer, stream = ANSWER, STREAM
         streamed = b'"stream":true' in self._body.replace(b" ", b"")
-        write = self._write_stream if streamed else lambda: self._transport.write(ANSWER)
+        if self._record is not None:
+            if marker := MARKER.search(self._body):
+                self._record[marker[0].decode()] += 1
+            said, length = f"call-{self._counts['calls']} ", LENGTH.search(self._body)
+            if streamed:
+                stream = _stream(said, int(length[1]) if length else CHUNKS)
+            else:
+                answer = _answer(said)
+        write = (lambda: self._write_stream(stream, pause / 1000)) if streamed else (lambda: self._transport.write(answer))
         if delay:
             asyncio.get_running_loop().call_later(delay / 1000, write)
         else:
             write()
 
-    def _write_stream(self) -> None:
-        self._transport.write(STREAM[0] + STREAM[1])
+    def _write_stream(self, stream: list[bytes], pause: float) -> None:
+        self._transport.write(stream[0] + stream[1])
         loop = asyncio.get_running_loop()
 
         def rest(number: int) -> None:
-            if number < len(STREAM) and not self._transport.is_closing():
-                self._transport.write(STREAM[number])
-                loop.call_soon(rest, number + 1)
+            if number < len(stream) and not self._transport.is_closing():
+                self._transport.write(stream[number])
+                loop.call_later(pause, rest, number + 1)
 
-        loop.call_soon(rest, 2)
+        loop.call_later(pause, rest, 2)
 
     def _other(self, path: bytes) -> bytes:
         if path == b"/record":

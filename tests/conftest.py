@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.fleet import engines
+from benchmarks import replicas
+from benchmarks.replicas import Replica, Site
+from benchmarks.systems import mock
+from tutelage.fleet import engines, processes
 from tutelage.settings import CHECKOUT, Home
 from tutelage.stores.database import create_database, migrate
 
@@ -35,6 +38,10 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[engines.Engine
 @pytest.fixture
 def database_url(servers: engines.Engines) -> str:
     """A migrated database of this test's own."""
+    return _database(servers)
+
+
+def _database(servers: engines.Engines) -> str:
     name = f"test_{uuid.uuid4().hex}"
     asyncio.run(create_database(servers.database_url, name))
     url = servers.database_url.replace("/tutelage?", f"/{name}?", 1)
@@ -48,6 +55,41 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("models") / "encoder"
     subprocess.run([sys.executable, "-m", "inference.encoder_export", "--out", str(out)], check=True, cwd=CHECKOUT)
     return out
+
+
+@pytest.fixture(scope="session")
+def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A model in a process of its own, which counts who asked it."""
+    with mock(tmp_path_factory.mktemp("upstream"), record=True) as url:
+        yield url
+
+
+@pytest.fixture
+def site(servers: engines.Engines, database_url: str, encoder: Path, tmp_path: Path, upstream: str) -> Iterator[Site]:
+    """Where gateways run as processes: a database and a Valkey of their own, and the model behind them."""
+    yield from _site(database_url, encoder, tmp_path, upstream)
+
+
+def _site(database_url: str, encoder: Path, folder: Path, upstream: str) -> Iterator[Site]:
+    home, config = Home(folder / "site"), folder / "config"
+    config.mkdir()
+    home.models.joinpath("encoder").symlink_to(encoder)
+    try:
+        made = Site(home, config, engines.Engines(database_url, engines.start_valkey(home)))
+        made.configure(upstream)
+        yield made
+    finally:
+        processes.stop(home, "valkey")
+
+
+@pytest.fixture(scope="session")
+def standing(
+    servers: engines.Engines, encoder: Path, upstream: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, Replica]]:
+    """One gateway with two workers for the run, for tests that only ask."""
+    for site in _site(_database(servers), encoder, tmp_path_factory.mktemp("standing"), upstream):
+        with replicas.running(site, replicas=1, workers=2) as (replica,):
+            yield site, replica
 
 
 @pytest.fixture

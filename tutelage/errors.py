@@ -41,6 +41,12 @@ class BodyTooLarge(InvalidRequest):
     code = "body_too_large"
 
 
+class BodyBrokenOff(InvalidRequest):
+    """The client left, or what it sends is no body in HTTP's terms."""
+
+    code = "body_incomplete"
+
+
 class RequestTimeout(InvalidRequest):
     """The client did not send its request in time."""
 

@@ -111,7 +111,7 @@ def _limits(given: Sequence[str], kind: type[Limits] = Limits) -> dict[str, Any]
     found: dict[str, Any] = {}
     for text in given:
         name, _, value = text.partition("=")
-        found[name] = None if value == "none" else value
+        found[name] = None if value == "none" else int(value) if value.isdecimal() else value
     return limits.check(found, kind)
 
 

@@ -25,6 +25,13 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def whole(value: Any) -> Any:
+    """For pydantic's BeforeValidator: what JSON Schema takes for an integer (3 and 3.0), not what Python does (true, "3")."""
+    if isinstance(value, bool | str):
+        raise ValueError("a whole number is expected")
+    return value
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 

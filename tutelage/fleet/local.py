@@ -142,11 +142,7 @@ class Local(AbstractContextManager["Local"]):
             "PROMETHEUS_MULTIPROC_DIR": str(multiproc),
             "OMP_NUM_THREADS": "1",
         }
-        serve = processes.python("-m", "granian", "--interface", "asgi", "--factory", "tutelage.gateway.app:create", "--loop", "uvloop")
-        serve += ["--host", self.host, "--port", str(self.port), "--workers", str(self.workers), "--respawn-failed-workers"]
-        # streams may finish while a worker drains; a client that sends its head slower than this is cut off
-        serve += ["--no-ws", "--log-level", "warning", "--workers-kill-timeout", str(round(self.gateway.drain_seconds) + 5)]
-        serve += ["--http1-header-read-timeout", "10000", "--backlog", "4096", "--backpressure", "4096"]
+        serve = gateway_command(self.host, self.port, self.workers, drain_seconds=self.gateway.drain_seconds)
         processes.start(self.home, "gateway", serve, environment=environment)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
@@ -191,6 +187,16 @@ class Local(AbstractContextManager["Local"]):
                     start()
         except TutelageError as failed:
             log.warning("restart failed, trying again: %s", failed)
+
+
+def gateway_command(host: str, port: int, workers: int, *, drain_seconds: float) -> list[str]:
+    """The command line of a gateway: one process that starts its workers, and those again that die."""
+    serve = processes.python("-m", "granian", "--interface", "asgi", "--factory", "tutelage.gateway.app:create", "--loop", "uvloop")
+    serve += ["--host", host, "--port", str(port), "--workers", str(workers), "--respawn-failed-workers"]
+    # streams may finish while a worker drains; a client that sends its head slower than this is cut off
+    # HTTP/2 is for whoever ends TLS before us: the server's deadline for heads holds for HTTP/1 alone
+    serve += ["--http", "1", "--no-ws", "--log-level", "warning", "--workers-kill-timeout", str(round(drain_seconds) + 5)]
+    return [*serve, "--http1-header-read-timeout", "10000", "--backlog", "4096", "--backpressure", "4096"]
 
 
 def stop_all(home: Home, *, but_not: int | None = None) -> list[str]:

@@ -37,6 +37,7 @@ from tutelage.gateway.patience import within
 log = logging.getLogger(__name__)
 
 MISSED_BEATS = 3  # of another worker, seen by one that beats: after an outage of Valkey everybody has missed some
+BURIAL_SECONDS = 15  # one worker settles what a dead one left; if it dies over it, the next may soon: doing it twice changes nothing
 OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
 SCRIPT = Path(__file__).parent / "scripts" / "limits.lua"
 LIMITS = ("concurrent", "queries_per_day", "requests_per_minute", "tokens_per_minute", "spend_per_month_microusd")
@@ -269,13 +270,18 @@ class Admission:
         self.workers = max(1, sum(beat is not None for beat in beats))
         self._missed = Counter({n: self._missed[n] + 1 for n, beat in zip(names, beats, strict=True) if beat is None})
         for name in [name for name, missed in self._missed.items() if missed >= MISSED_BEATS]:
-            await self._bury(name)
+            try:
+                await self._bury(name)
+            except FAULTS:
+                raise
+            except Exception as failed:  # what cannot be settled of one must not keep the others from it
+                log.warning("what worker %s left running is not settled yet: %r", name, failed)
         while self._doubtful and not self.degraded:
             self._give_back_there(self._doubtful.pop())
 
     async def _bury(self, worker: str) -> None:
         """Settle what a dead worker left running; one of the living does it."""
-        if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=60):
+        if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=BURIAL_SECONDS):
             return
         for request_id, kept in (await self._client.hgetall(_running(worker))).items():
             _, running, _, counters, bounds, _, tokens, cost, tenant_id, key_id, at = orjson.loads(kept)

@@ -86,7 +86,9 @@ def build(
     gateway.yaml says. Raises ConfigInvalid."""
     started_with = configuration.read(config_dir, now=datetime.now(UTC), over=over)
     setup = Setup(home, config_dir, database_url, valkey_url, tier_url, over, started_with)
-    app = wire.Gateway(title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None)
+    app = wire.Gateway(
+        title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None, redirect_slashes=False
+    )  # a redirect would go wherever the request's Host header says
     app.state.metrics = Metrics()
     wire.answer_errors(app, app.state.metrics)
     endpoints.add_routes(app)

@@ -1,4 +1,5 @@
 """The end of a worker: from SIGTERM on it is not ready, what runs may finish, and streams that are too long end with a typed error.
+A worker whose first process was killed ends too: nobody would find it, and it would keep the port and old settings for ever.
 
 It refuses to know how a stream is ended and what server runs the worker: the server's own handler of the signal still has its turn.
 """
@@ -7,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable
 from types import FrameType
 
 log = logging.getLogger(__name__)
+
+PARENT_SECONDS = 0.5
 
 
 class Draining:
@@ -43,3 +47,12 @@ class Draining:
             theirs(number, frame)
 
         signal.signal(signal.SIGTERM, both)
+        self._mind(os.getppid())
+
+    def _mind(self, parent: int) -> None:
+        """End as by SIGTERM once the process that started this one is gone."""
+        if os.getppid() != parent:
+            log.error("the process that started this worker is gone; it ends")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        asyncio.get_running_loop().call_later(PARENT_SECONDS, self._mind, parent)

@@ -7,31 +7,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from tutelage.errors import InvalidRequest
-from tutelage.settings import Strict
+from tutelage.settings import Strict, whole
 
 MOST = 10**15  # of any limit: what a double holds exactly, as Valkey's scripts count in doubles
+
+
+Some = Annotated[int, Field(ge=0, le=MOST), BeforeValidator(whole)]
+Positive = Annotated[int, Field(ge=1, le=MOST), BeforeValidator(whole)]
 
 
 class Limits(Strict):
     """None means no limit. Spend is in micro-dollars of a UTC month; a day is a UTC day. A cache hit counts as a query."""
 
-    queries_per_day: int | None = Field(default=None, ge=0, le=MOST)
-    concurrent: int | None = Field(default=None, ge=1, le=MOST)
-    requests_per_minute: int | None = Field(default=None, ge=1, le=MOST)
-    tokens_per_minute: int | None = Field(default=None, ge=1, le=MOST)
-    spend_per_month_microusd: int | None = Field(default=None, ge=0, le=MOST)
+    queries_per_day: Some | None = None
+    concurrent: Positive | None = None
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    spend_per_month_microusd: Some | None = None
 
 
 class Holdings(Strict):
     """What a tenant may have at once, None meaning no limit: students (`models`), and bytes of prompts and answers that are kept."""
 
-    models: int | None = Field(default=None, ge=0, le=MOST)
-    storage_bytes: int | None = Field(default=None, ge=0, le=MOST)
+    models: Some | None = None
+    storage_bytes: Some | None = None
 
 
 class Agreement(Limits, Holdings):

@@ -6,16 +6,21 @@ It refuses to know who answers. Fields it does not use are kept and passed on to
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from tutelage.errors import InvalidRequest
+from tutelage.settings import whole
 
 Checked = TypeVar("Checked", bound=BaseModel)
 SHAPELESS = {"stream", "stream_options", "metadata"}  # of a chat request: what does not change the answer
 MOST_INPUTS = 2048  # OpenAI's limit on the texts of one embeddings request
+MOST_CHARACTERS = 100_000  # of a text to embed: OpenAI takes 8,192 tokens, this encoder reads 256
+MOST_MESSAGES = 2048  # OpenAI's
+MOST_TOKENS = 10_000_000  # of an answer: with 128 of them still a number that every counter holds
+MOST_DEEP = 200  # arrays and objects within one another: what is passed on and kept is wrapped in a few more, and no writer takes 255
 
 
 class Part(BaseModel):
@@ -33,27 +38,37 @@ class Message(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     include_usage: bool = False
+
+
+Whole = Annotated[int, Field(strict=False), BeforeValidator(whole)]
+Positive = Annotated[int, Field(strict=False, ge=1), BeforeValidator(whole)]
+Tokens = Annotated[int, Field(strict=False, ge=1, le=MOST_TOKENS), BeforeValidator(whole)]
+Choices = Annotated[int, Field(strict=False, ge=1, le=128), BeforeValidator(whole)]
+Likeliest = Annotated[int, Field(strict=False, ge=0, le=20), BeforeValidator(whole)]
+SAID: dict[str, Any] = {
+    "contains": {"required": ["content"], "properties": {"content": {"type": ["string", "array"], "minLength": 1, "minItems": 1}}}
+}
 
 
 class ChatRequest(BaseModel):
     """`POST /v1/chat/completions`. Lengths and ranges are OpenAI's."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     model: str = Field(min_length=1, max_length=256)
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MOST_MESSAGES, json_schema_extra=SAID)
     stream: bool = False
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, ge=0, le=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1)
-    n: int | None = Field(default=None, ge=1, le=128)
+    max_tokens: Tokens | None = None
+    max_completion_tokens: Tokens | None = None
+    n: Choices | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
+    seed: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    top_logprobs: Likeliest | None = None
     metadata: dict[str, str] | None = None
 
     @field_validator("messages")
@@ -86,22 +101,17 @@ class Chat:
         self.characters = sum(map(len, texts)) + 12 * len(texts)
 
 
+Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+
+
 class EmbeddingRequest(BaseModel):
     """`POST /v1/embeddings`, of text: this gateway's encoder takes no token ids."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
     model: str = Field(min_length=1, max_length=256)
-    input: str | list[str]
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = Field(default=None, ge=1)
-
-    @field_validator("input")
-    @classmethod
-    def _something(cls, given: str | list[str]) -> str | list[str]:
-        texts = given if isinstance(given, list) else [given]
-        if not 0 < len(texts) <= MOST_INPUTS or "" in texts:
-            raise ValueError(f"1 to {MOST_INPUTS} texts are expected, none of them empty")
-        return given
+    dimensions: Positive | None = None
 
     def texts(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else self.input
@@ -110,7 +120,7 @@ class EmbeddingRequest(BaseModel):
 class FeedbackRequest(BaseModel):
     """`POST /v1/feedback`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
     request_id: str = Field(min_length=1, max_length=128)
     score: float = Field(ge=0, le=1)
     label: str | None = Field(default=None, max_length=100_000)
@@ -213,9 +223,24 @@ def parse_body(kind: type[Checked], body: bytes) -> Checked:
 def read_json(body: bytes) -> Any:
     """Raises InvalidRequest."""
     try:
-        return orjson.loads(body)
+        sent = orjson.loads(body)
     except orjson.JSONDecodeError as broken:
         raise InvalidRequest(f"the body is not valid JSON: {broken}", param="body") from broken
+    # counting bytes is free, looking at every value is not
+    if body.count(b"[") + body.count(b"{") > MOST_DEEP and deeper_than(MOST_DEEP, sent):
+        raise InvalidRequest(f"the body has more than {MOST_DEEP} arrays and objects within one another", param="body")
+    return sent
+
+
+def deeper_than(most: int, value: Any) -> bool:
+    """Whether more than `most` arrays and objects lie within one another."""
+    level = [value]
+    for _ in range(most + 1):
+        held = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [inner for each in held for inner in each if isinstance(inner, dict | list)]
+        if not held:
+            return False
+    return True
 
 
 def check(kind: type[Checked], value: Any) -> Checked:

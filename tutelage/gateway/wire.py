@@ -16,10 +16,10 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tutelage.errors import BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout, TutelageError
+from tutelage.errors import BodyBrokenOff, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout, TutelageError
 from tutelage.gateway import openai
 from tutelage.telemetry import Metrics
 
@@ -66,8 +66,6 @@ class Gateway(FastAPI):
         request = Request(scope, receive, send)
         try:
             response = await handler(request)
-        except ClientDisconnect:
-            return  # nobody is left to answer
         except TutelageError as error:
             response = refusal(error, self.state.metrics)
         except Exception:
@@ -83,7 +81,7 @@ def refusal(error: TutelageError, metrics: Metrics) -> Response:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     # a client that tried again elsewhere may still be sending its body here: the connection cannot be used again
-    if isinstance(error, BodyTooLarge | RequestTimeout):
+    if isinstance(error, BodyBrokenOff | BodyTooLarge | RequestTimeout):
         headers["connection"] = "close"
     return Response(orjson.dumps(error.body()), status_code=error.status, headers=headers, media_type=openai.JSON)
 
@@ -101,7 +99,7 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
             return refusal(NotFound(f"no {request.method} {request.url.path} here; see /openapi.json"), metrics)
         if error.status_code == 405:
             response = refusal(MethodNotAllowed(f"{request.method} is not allowed on {request.url.path}; see /openapi.json"), metrics)
-            response.headers.update(error.headers or {})
+            response.headers["allow"] = ", ".join(_methods(app, request))
             return response
         wrong = InvalidRequest(f"{request.method} {request.url.path}: {error.detail}")
         wrong.status = error.status_code
@@ -119,10 +117,17 @@ def answer_errors(app: FastAPI, metrics: Metrics) -> None:
         return refusal(TutelageError("something went wrong on our side; the log has the details"), metrics)
 
 
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """All that a path takes: the framework tells those of the first route it meets."""
+    matched = (route for route in app.routes if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE)
+    return sorted({method for route in matched for method in route.methods or ()})
+
+
 async def read_body(request: Request, *, most_bytes: int, seconds: float) -> bytes:
     """The whole body.
 
     Raises:
+        BodyBrokenOff: the client left, or its chunks are not well formed; the server tells us no difference.
         BodyTooLarge: as soon as that is known.
         RequestTimeout: it did not arrive within `seconds`.
     """
@@ -135,7 +140,7 @@ async def read_body(request: Request, *, most_bytes: int, seconds: float) -> byt
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
+                    raise BodyBrokenOff("the body broke off; send all of it, in chunks that are well formed or with its content-length")
                 more = message.get("more_body", False)
                 received += message.get("body", b"")
                 if len(received) > most_bytes:

@@ -200,11 +200,11 @@ async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredR
         created = await connection.fetchval(
             "insert into feedback (request_id, tenant_id, score, label, comment) "
             "select request_id, tenant_id, $3, $4, $5 from interactions where request_id = $1 and tenant_id = $2 returning id",
-            feedback.request_id,
+            _without_nul(feedback.request_id),
             feedback.tenant_id,
             feedback.score,
-            feedback.label,
-            feedback.comment,
+            _without_nul(feedback.label),
+            _without_nul(feedback.comment),
         )
         if created is None:
             raise NotFound(

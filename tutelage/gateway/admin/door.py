@@ -6,6 +6,7 @@ Every route is declared with the action it takes, so that none is open by mistak
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -166,7 +167,7 @@ async def _body(request: Request, kind: type[BaseModel]) -> Any:
 def _query(request: Request, kind: type[BaseModel]) -> Any:
     """Raises InvalidRequest for an unknown, doubled or wrong parameter."""
     sent = request.query_params.multi_items()
-    doubled = sorted({name for name, _ in sent if len(request.query_params.getlist(name)) > 1})
+    doubled = sorted(name for name, times in Counter(name for name, _ in sent).items() if times > 1)
     unknown = sorted({name for name, _ in sent} - set(kind.model_fields))
     if unknown or doubled:
         wrong = (unknown or doubled)[0]
@@ -199,6 +200,7 @@ FAULTS = {
     401: "No key, or none that opens anything",
     403: "The key's role may not do this, or its tenant is suspended",
     404: "Nothing has this name, or it is another tenant's",
+    405: "The path names something else, which is not asked so",
     408: "The body did not arrive in time",
     409: "What is there already stands against it",
     413: "The body is too large",
@@ -208,7 +210,9 @@ FAULTS = {
 
 def _responses(route: Route) -> dict[int | str, dict[str, Any]]:
     faults = (
-        {400, 401, 403, 503, *route.faults} | ({404} if "{" in route.path or route.query else set()) | ({408, 413} if route.body else set())
+        {400, 401, 403, 503, *route.faults}
+        | ({404, 405} if "{" in route.path else {404} if route.query else set())
+        | ({408, 413} if route.body else set())
     )
     good: dict[str, Any] = {"model": route.answer}
     if route.csv:

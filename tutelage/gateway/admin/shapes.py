@@ -8,13 +8,13 @@ from __future__ import annotations
 from datetime import UTC, date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field
 
 from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.roles import Role
 from tutelage.gateway.tenancy import NAME
 from tutelage.records import Bodies
-from tutelage.settings import Strict
+from tutelage.settings import Strict, whole
 
 MOST_ROWS = 1_000
 MOST_OVERLAP = 30 * 86_400
@@ -27,14 +27,18 @@ def _near(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_near)]
-Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 12, 31))]
+DAY = r"2(0\d\d|100)-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+TIME = rf"{DAY}T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{{1,6}})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+Time = Annotated[AwareDatetime, AfterValidator(_near), Field(json_schema_extra={"pattern": f"^{TIME}$"})]
+Day = Annotated[date, Field(ge=date(2000, 1, 1), le=date(2100, 12, 31), json_schema_extra={"pattern": f"^{DAY}$"})]
 Text = Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]+$")]
 ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f]+$")]
 Route = Literal["chat", "embeddings", "feedback", "models"]
 Tier = Literal["free", "pro", "enterprise"]
 OnDisconnect = Literal["cancel", "drain"]
-Retention = Annotated[int, Field(ge=1, le=36_500)]
+Retention = Annotated[int, Field(ge=1, le=36_500), BeforeValidator(whole)]
+Seconds = Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(whole)]
+Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -49,7 +53,7 @@ class NewTenant(Strict):
     on_disconnect: OnDisconnect = "cancel"
     bodies: Bodies = "full"
     retention_days: Retention | None = None
-    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    cache_seconds: Seconds | None = None
 
 
 class TenantChange(Strict):
@@ -62,7 +66,7 @@ class TenantChange(Strict):
     on_disconnect: OnDisconnect | None = None
     bodies: Bodies | None = None
     retention_days: Retention | None = None
-    cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    cache_seconds: Seconds | None = None
 
 
 class NewKey(Strict):
@@ -83,7 +87,7 @@ class NewOperator(Strict):
 class Rotation(Strict):
     """For so many seconds both keys open."""
 
-    overlap_seconds: int = Field(default=3600, ge=0, le=MOST_OVERLAP)
+    overlap_seconds: Overlap = 3600
 
 
 class Erasure(Strict):
