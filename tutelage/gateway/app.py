@@ -57,6 +57,7 @@ def create() -> wire.Gateway:
         database_url=os.environ["TUTELAGE_DATABASE_URL"],
         valkey_url=os.environ["TUTELAGE_VALKEY_URL"],
         tier_url=os.environ.get("TUTELAGE_TIER_URL"),
+        own_process=True,
     )
 
 
@@ -70,6 +71,7 @@ class Setup:
     valkey_url: str
     tier_url: str | None
     over: Mapping[str, Any]
+    own_process: bool
     started_with: Configuration
 
 
@@ -81,11 +83,12 @@ def build(
     valkey_url: str,
     tier_url: str | None,
     over: Mapping[str, Any] = MappingProxyType({}),
+    own_process: bool = False,
 ) -> wire.Gateway:
     """The app of one gateway worker; what it needs is opened when it starts and closed when it stops. `over` stands above what
-    gateway.yaml says. Raises ConfigInvalid."""
+    gateway.yaml says; `own_process`: it may watch over the process that it runs in. Raises ConfigInvalid."""
     started_with = configuration.read(config_dir, now=datetime.now(UTC), over=over)
-    setup = Setup(home, config_dir, database_url, valkey_url, tier_url, over, started_with)
+    setup = Setup(home, config_dir, database_url, valkey_url, tier_url, over, own_process, started_with)
     app = wire.Gateway(
         title="Tutelage", version=__version__, lifespan=partial(_open, setup=setup), docs_url=None, redoc_url=None, redirect_slashes=False
     )  # a redirect would go wherever the request's Host header says
@@ -154,7 +157,8 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
         )
-        draining.listen()
+        if setup.own_process:
+            draining.listen()
         recorder.start()
         for part in (watcher, admission, idempotency, state.configuration, *background):
             await part.start()
