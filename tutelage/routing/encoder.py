@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ MAX_TOKENS = 256  # the length this model was tuned for; what follows is not rea
 MAX_CHARACTERS = 8192
 # A batch holds at most this many tokens, padding included: larger ones fall out of the CPU's cache and run slower.
 BATCH_TOKENS = 2048
+FIRST_WORD = 1000  # of the vocabulary: before it are special tokens and single characters
 
 
 class EncoderMissing(EngineFailed):
@@ -72,6 +74,14 @@ class Encoder:
     def count_tokens(self, text: str) -> int:
         """How many word pieces the whole text has, special tokens not counted."""
         return len(self._tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
+
+    def rarity(self, word: str) -> float:
+        """How rare a word is: the logarithm of its rarest piece's place in the vocabulary, which is ordered by frequency, and 2 more for
+        a word that the vocabulary has only in pieces; 0 for no word."""
+        ids = self._tokenizer.encode(_encodable(word), add_special_tokens=False).ids
+        if not ids:
+            return 0.0
+        return math.log(max(max(ids) - FIRST_WORD, 10)) + (2.0 if len(ids) > 1 else 0.0)
 
     def _compute(self, texts: list[str]) -> list[np.ndarray]:
         """Run the model over texts of similar length together, so that little padding is computed."""
