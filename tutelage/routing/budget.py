@@ -47,8 +47,12 @@ def allowance(labels: Iterable[Label], *, budget: float) -> Allowance:
         above = [label.right for label in newest if label.probability >= level]
         wrong = above.count(False)
         if evidence(len(above), wrong, budget=budget) >= len(LEVELS) / (1 - CONFIDENCE):
-            return Allowance(level, len(above), wrong, f"{wrong} of {len(above)} re-verified at {level} or more were wrong: within {budget:g}")
-    return Allowance(None, told.labels, told.wrong, f"{told.wrong} of {told.labels} re-verified were wrong: not surely within {budget:g} yet")
+            return Allowance(
+                level, len(above), wrong, f"{wrong} of {len(above)} re-verified at {level} or more were wrong: within {budget:g}"
+            )
+    return Allowance(
+        None, told.labels, told.wrong, f"{told.wrong} of {told.labels} re-verified were wrong: not surely within {budget:g} yet"
+    )
 
 
 def evidence(n: int, wrong: int, *, budget: float) -> float:

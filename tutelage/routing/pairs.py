@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LEAST_LABELS = 300  # below, trees learn chance
 LEAST_OF_A_KIND = 30
+LEAST_PLAIN = 0.5  # by the hand-set weights: below it no tenant's pairs were ever labelled, and trees there would guess
 KIND_NAMES = (*(name for name, _ in KINDS), "other")
 SURE = 1e-3  # no probability of a forest is nearer to 0 or 1 than this
 
@@ -75,13 +76,17 @@ def verify(
     asked: Question, known: Sequence[tuple[Question, float]], classifier: Classifier, *, reader: Reader, least: float
 ) -> list[Verdict]:
     """For each known question with its cosine to the asked one: whether its answer may be given. `least`: probability from which on."""
+    import numpy as np
+
     if not known:
         return []
     comparisons = [compare(asked, question) for question, _ in known]
     rows = traits([(asked, question, cosine, found) for (question, cosine), found in zip(known, comparisons, strict=True)], reader=reader)
+    plain, learned = Unfitted().probability(rows), classifier.probability(rows)
+    stated = np.where(plain < LEAST_PLAIN, np.minimum(plain, learned), learned)
     return [
         _verdict(float(probability), found.difference, least, tuple(map(float, row)))
-        for probability, found, row in zip(classifier.probability(rows), comparisons, rows, strict=True)
+        for probability, found, row in zip(stated, comparisons, rows, strict=True)
     ]
 
 

@@ -35,6 +35,7 @@ Route = Literal["chat", "embeddings", "feedback", "models"]
 Tier = Literal["free", "pro", "enterprise"]
 OnDisconnect = Literal["cancel", "drain"]
 Retention = Annotated[int, Field(ge=1, le=36_500)]
+ErrorBudget = Annotated[float, Field(ge=0, le=0.5)]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -50,11 +51,13 @@ class NewTenant(Strict):
     bodies: Bodies = "full"
     retention_days: Retention | None = None
     cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    semantic_error_budget: ErrorBudget | None = None
 
 
 class TenantChange(Strict):
     """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
-    `cache_seconds` null: as long as the gateway says.
+    `cache_seconds` null: as long as the gateway says. `semantic_error_budget`: the share of answers given to paraphrases that may
+    be wrong; 0: none are given, null: as much as the gateway says.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -63,6 +66,7 @@ class TenantChange(Strict):
     bodies: Bodies | None = None
     retention_days: Retention | None = None
     cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    semantic_error_budget: ErrorBudget | None = None
 
 
 class NewKey(Strict):
@@ -164,6 +168,7 @@ class Tenant(BaseModel):
     bodies: Bodies
     retention_days: int | None
     cache_seconds: int | None
+    semantic_error_budget: float | None
 
 
 class Key(BaseModel):
