@@ -234,7 +234,7 @@ class Pipeline:
             return
         entry = Entry(
             answer.body, answer.prompt_tokens, answer.completion_tokens, outcome.model, outcome.tier, outcome.confidence, placed.domain,
-            outcome.lineage, self._clock().timestamp() + fresh.seconds, question and question.text, question.context if question else "",
+            outcome.lineage, self._clock().timestamp() + fresh.seconds, question.text if question else None, question.context if question else "",
         )  # fmt: skip
         self._cache.keep(place, entry)
         if question is not None:
