@@ -232,9 +232,10 @@ class Pipeline:
         fresh = freshness(asked.request.prompt, default_seconds=self._settings().cache_ttl_seconds if agreed is None else agreed)
         if not fresh.seconds:
             return
+        text, context = (question.text, question.context) if question is not None else (None, "")
         entry = Entry(
             answer.body, answer.prompt_tokens, answer.completion_tokens, outcome.model, outcome.tier, outcome.confidence, placed.domain,
-            outcome.lineage, self._clock().timestamp() + fresh.seconds, question.text if question else None, question.context if question else "",
+            outcome.lineage, self._clock().timestamp() + fresh.seconds, text, context,
         )  # fmt: skip
         self._cache.keep(place, entry)
         if question is not None:

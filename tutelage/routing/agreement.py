@@ -4,10 +4,10 @@ told counts as wrong. It refuses to know the question.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from tutelage.routing.equivalence import Question, compare
+from tutelage.scoring import matches
 
 SHORT_WORDS = 8  # answers as short as this must be equal
 LEAST_COSINE = 0.9
@@ -21,7 +21,7 @@ class Agreement:
 
 def agree(one: str, other: str, *, cosine: float) -> Agreement:
     """`cosine` of their embeddings, for answers too long to be equal word by word."""
-    if normalised(one) == normalised(other):
+    if matches(one, other):
         return Agreement(True, "the same words")
     a, b = Question(one), Question(other)
     if min(len(a.words), len(b.words)) <= SHORT_WORDS:
@@ -30,9 +30,3 @@ def agree(one: str, other: str, *, cosine: float) -> Agreement:
     if found.numbers or found.opposite is not None:
         return Agreement(False, "their numbers differ" if found.numbers else f"one says {found.opposite}")
     return Agreement(cosine >= LEAST_COSINE, f"cosine {cosine:.2f}, {LEAST_COSINE} is asked for")
-
-
-def normalised(text: str) -> str:
-    """Without case, punctuation at the ends, articles and runs of white space."""
-    words = re.sub(r"\b(a|an|the)\b", " ", text.casefold()).split()
-    return " ".join(words).strip(" .!?\"'`*")
