@@ -61,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
     evolve.add_argument("--take-over", action="store_true", help="first give up cycles that a crash left running")
     evolve.add_argument("--config", metavar="DIR")
+    cache = _command(commands, "cache-eval", _cache_eval, "the semantic cache's verifier on labelled data, beside a bare cosine")
+    cache.add_argument(
+        "--pairs", type=Path, required=True, metavar="FILE", help='JSONL of {"text_a", "text_b", "label"} or {"origin", "similar"}'
+    )
+    cache.add_argument("--fit", type=Path, metavar="FILE", help="labelled pairs to learn from (default: nothing is learned)")
+    cache.add_argument(
+        "--halves", type=int, default=0, metavar="N", help="also fit on a random half of the pairs and measure the other, N times"
+    )
+    cache.add_argument("--report", type=Path, required=True, metavar="FILE", help="write it as JSON here, and its plot as SVG beside it")
+    cache.add_argument("--seed", type=int, default=0)
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
@@ -110,6 +120,9 @@ def _tenants(commands: Any) -> None:
             action.add_argument("--on-disconnect", choices=("cancel", "drain"), help="what becomes of a stream whose client leaves")
             action.add_argument("--bodies", choices=("off", "redacted", "full"), help="what is kept of prompts and answers")
             action.add_argument("--cache-seconds", metavar="N", help="how long answers may be given again; 0: not at all")
+            action.add_argument(
+                "--semantic-error-budget", metavar="SHARE", help="of answers given to paraphrases that may be wrong; 0: none are given"
+            )
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
         action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))
@@ -219,6 +232,18 @@ def _evolve(arguments: argparse.Namespace) -> int:
     command += ["--tenant", arguments.tenant] if arguments.tenant else []
     command += ["--take-over"] if arguments.take_over else []
     return processes.run_attached(home, "evolve", command, environment=environment)
+
+
+def _cache_eval(arguments: argparse.Namespace) -> None:
+    from tutelage import cache_eval
+
+    told = cache_eval.run(
+        Home.from_environment(arguments.home),
+        data=arguments.pairs, fit=arguments.fit, report=arguments.report, halves=arguments.halves, seed=arguments.seed,
+    )  # fmt: skip
+    for line in cache_eval.lines(told):
+        print(line)
+    _say(f"report: {arguments.report}, plot: {arguments.report.with_suffix('.svg')}")
 
 
 def _env(arguments: argparse.Namespace) -> None:

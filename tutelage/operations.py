@@ -94,6 +94,8 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
         changes["retention_days"] = _days(arguments.retention_days)
     if getattr(arguments, "cache_seconds", None) is not None:
         changes["cache_seconds"] = _seconds(arguments.cache_seconds)
+    if getattr(arguments, "semantic_error_budget", None) is not None:
+        changes["semantic_error_budget"] = _share(arguments.semantic_error_budget)
     changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
     in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
     return {**asdict(changed), "limits": in_force}
@@ -131,6 +133,17 @@ def _seconds(text: str) -> int | None:
     if not re.fullmatch(r"\d{1,8}", text):
         raise InvalidRequest(f"--cache-seconds {text!r}: seconds are expected, such as 3600, 0 to keep nothing, or none for the default")
     return int(text)
+
+
+def _share(text: str) -> float | None:
+    """The share of answers to paraphrases that may be wrong; None: as much as the gateway says. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"0(\.\d{1,6})?", text) or float(text) > 0.5:
+        raise InvalidRequest(
+            f"--semantic-error-budget {text!r}: a share up to 0.5 is expected, such as 0.05, 0 for off, or none for the default"
+        )
+    return float(text)
 
 
 async def create_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 Tier = Literal["student", "ta", "teacher"]
 Bodies = Literal["off", "redacted", "full"]  # what is kept of prompts and answers; without them nothing can be learned
-CacheState = Literal["hit-exact", "miss", "bypass"]
+CacheState = Literal["hit-exact", "hit-semantic", "miss", "bypass"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Tenant:
     bodies: Bodies = "full"
     retention_days: int | None = None  # None: bodies are kept
     cache_seconds: int | None = None  # how long its answers are kept to be given again; None: as gateway.yaml says
+    semantic_error_budget: float | None = None  # share of answers given to paraphrases that may be wrong; 0: none are; None: gateway.yaml's
     erasures: int = 0  # how often bodies were erased: no answer from before may be given again
 
 

@@ -99,6 +99,12 @@ class GatewaySettings(Strict):
     cache_worker_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     cache_tenant_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     cache_total_bytes: int = Field(default=256 * 1024 * 1024, gt=0)
+    semantic_cache: bool = True
+    semantic_error_budget: float = Field(default=0.05, ge=0, le=0.5)
+    semantic_shadow: float = Field(default=0.05, ge=0.005, le=1)
+    semantic_questions: int = Field(default=2_000, gt=0)
+    semantic_tenants: int = Field(default=64, gt=0)
+    semantic_seconds: float = Field(default=1.0, gt=0)
     snapshot_seconds: float = Field(default=0.5, gt=0)
     record_flush_seconds: float = Field(default=0.003, ge=0)
     record_batch_rows: int = Field(default=200, gt=0)

@@ -43,6 +43,9 @@ class Metrics:
             buckets=LATENCY_BUCKETS,
             registry=self._registry,
         )
+        self.semantic = Counter(
+            "tutelage_semantic_total", "What became of questions like one answered before", ["what"], registry=self._registry
+        )
         self.running = self._gauge("tutelage_models_calls_running", "Calls of models under way")
         self.waiting = self._gauge("tutelage_requests_waiting", "Requests that wait for their turn")
         self.faulty = self._gauge("tutelage_configuration_faulty", "Workers whose configuration files cannot be used as they are")

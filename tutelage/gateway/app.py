@@ -33,6 +33,7 @@ from tutelage.gateway.gauges import Gauges
 from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.recording import Recording
+from tutelage.gateway.semantic import Semantic
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
@@ -119,9 +120,20 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
         watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=lambda: state.configuration.current.routing.threshold)
         idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
+        semantic = Semantic(
+            cache,
+            encoder,
+            pool,
+            metrics=state.metrics,
+            secret=setup.home.secret("pepper").encode(),
+            settings=lambda: state.configuration.current.gateway,
+            tenants=settings.semantic_tenants,
+            erasures=watcher.erasures,
+        )
         pipeline = Pipeline(
             watcher=watcher,
             cache=cache,
+            semantic=semantic,
             admission=admission,
             turns=turns,
             dispatch=dispatch,
@@ -139,7 +151,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             watcher.read_again()
 
         state.pool, state.watcher, state.idempotency, state.dispatch, state.turns = pool, watcher, idempotency, dispatch, turns
-        state.pipeline, state.draining = pipeline, draining
+        state.pipeline, state.draining, state.semantic = pipeline, draining, semantic
         state.callers = Callers(watcher, pepper=setup.home.secret("pepper"))
         state.configuration = ConfigurationWatcher(
             setup.config_dir, seconds=settings.configuration_seconds, changed=changed, over=setup.over
@@ -156,6 +168,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
+            semantic,
         )
         if setup.own_process:
             draining.listen()

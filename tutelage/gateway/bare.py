@@ -55,7 +55,7 @@ class NoCache(Cache):
     def __init__(self) -> None:
         """Nothing is needed."""
 
-    async def find(self, key: CacheKey, *, live: Container[str]) -> None:
+    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True) -> None:
         return None
 
     def keep(self, key: CacheKey, entry: Entry) -> None:

@@ -62,6 +62,8 @@ class Entry(NamedTuple):
     domain: str | None
     lineage: str
     expires_at: float
+    question: str | None = None  # what was asked, where paraphrases of it may get this answer, and a digest of all else in the request
+    context: str = ""
 
 
 class Keeping(NamedTuple):
@@ -104,19 +106,36 @@ class Cache:
         self._down_until = 0.0
         self.statistics: dict[str, Counter[str]] = {}
 
-    async def find(self, key: CacheKey, *, live: Container[str]) -> Entry | None:
+    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True) -> Entry | None:
         """The entry, if its model is among those that are `live`; one whose model is not is forgotten."""
         held = self._near.get(key)
         entry = held[0] if held else await self._far(key)
-        if entry is None or entry.expires_at <= self._clock():
-            self._count(key, "miss")
-            return None
-        if entry.lineage not in live:
+        found: Found = "miss" if entry is None or entry.expires_at <= self._clock() else "exact" if entry.lineage in live else "stale"
+        if found == "stale":
             self._near.pop(key, None)
-            self._count(key, "stale")
-            return None
-        self._count(key, "exact")
-        return entry
+        if counted:
+            self._count(key, found)
+        return entry if found == "exact" else None
+
+    async def kept_since(self, tenant_id: str, since: float, *, most: int) -> list[tuple[CacheKey, Entry, float]]:
+        """What any worker kept of a tenant in Valkey after `since` (microseconds by Valkey's clock): the newest `most`, oldest first, each
+        with its time. Nothing while Valkey is down."""
+        if self._down:
+            return []
+        try:
+            async with asyncio.timeout(10 * self._deadline):  # nobody waits for it
+                order = f"tutelage:cached:{tenant_id}:order"
+                named = (
+                    await self._client.zrange(order, "+inf", f"({since}", desc=True, byscore=True, offset=0, num=most, withscores=True)
+                )[::-1]
+                values = await self._client.mget([name for name, _ in named]) if named else []
+        except FAULTS as failed:
+            self._unkept(failed)
+            return []
+        head = str(CacheKey(tenant_id, ""))
+        keys = [CacheKey(tenant_id, name.decode().removeprefix(head)) for name, _ in named]
+        entries = [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
+        return [(key, entry, at) for key, entry, (_, at) in zip(keys, entries, named, strict=True) if entry is not None]
 
     def keep(self, key: CacheKey, entry: Entry) -> None:
         """Keep it in this worker now and in Valkey soon; nobody waits."""
@@ -126,6 +145,20 @@ class Cache:
         if not self._down and self._keeps.size < MOST_WAITING:
             seconds = max(1, round(entry.expires_at - self._clock()))
             self._keeps.send(Keeping(key, self._mac(key, value) + value, seconds), self._unkept)
+
+    async def clear(self, tenant_id: str) -> None:
+        """Forget all answers of a tenant, here and in Valkey. What cannot be forgotten there now expires by itself."""
+        for key in [key for key in self._near if key.tenant_id == tenant_id]:
+            self._near.pop(key, None)
+        head = f"tutelage:cached:{tenant_id}"
+        try:
+            async with asyncio.timeout(10 * self._deadline):
+                names = await self._client.zrange(f"{head}:order", 0, -1)
+                held = int(await self._client.getdel(f"{head}:bytes") or 0)
+                await self._client.delete(f"{head}:order", f"{head}:sizes", *names)
+                await self._client.decrby("tutelage:cached:bytes", held)
+        except FAULTS as failed:
+            self._unkept(failed)
 
     async def close(self) -> None:
         try:
@@ -152,7 +185,11 @@ class Cache:
     async def _get(self, keys: list[CacheKey]) -> list[Entry | None]:
         async with within(self._deadline):
             values = await self._client.mget([str(key) for key in keys])
-        return [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
+        found = [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
+        for key, entry, value in zip(keys, found, values, strict=True):
+            if entry is not None:
+                self._hold(key, entry, len(value))
+        return found
 
     def _read(self, key: CacheKey, value: bytes) -> Entry | None:
         """None for what was not written by us under this very key."""
@@ -160,9 +197,7 @@ class Cache:
         if not hmac.compare_digest(mac, self._mac(key, content)):
             log.warning("a cache entry of tenant %s is not what was written; ignored", key.tenant_id)
             return None
-        entry = Entry(*orjson.loads(content))
-        self._hold(key, entry, len(content))
-        return entry
+        return Entry(*orjson.loads(content))
 
     async def _set(self, kept: list[Keeping]) -> list[None]:
         keys: list[str] = []

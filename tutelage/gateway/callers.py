@@ -32,6 +32,7 @@ class Caller:
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     bodies: Bodies = "full"
     cache_seconds: int | None = None  # how long its answers are kept; None: as long as the gateway says
+    semantic_error_budget: float | None = None  # None: as much as the gateway says
     erasures: int = 0
     routes: frozenset[str] | None = None
 
@@ -119,6 +120,7 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
         tenant.on_disconnect,
         "off" if snapshot.full(tenant) else tenant.bodies,
         tenant.cache_seconds,
+        tenant.semantic_error_budget,
         tenant.erasures,
         frozenset(key.routes) if key.routes is not None else None,
     )

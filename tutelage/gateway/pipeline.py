@@ -12,7 +12,7 @@ import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from tutelage.errors import BackendFailed, Draining, TutelageError
 from tutelage.fleet.backends import Answer, list_price
@@ -24,16 +24,28 @@ from tutelage.gateway.dispatch import Alone, Dispatch, payload
 from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
 from tutelage.gateway.freshness import freshness
 from tutelage.gateway.recording import Recording, reply_headers
+from tutelage.gateway.semantic import Near, Semantic
 from tutelage.gateway.snapshot import TenantView, Watcher
 from tutelage.gateway.streams import Heard, Relay
 from tutelage.gateway.turns import Turns
 from tutelage.records import CacheState
 from tutelage.routing.encoder import Encoder
+from tutelage.routing.equivalence import Question
 from tutelage.settings import GatewaySettings
 
 log = logging.getLogger(__name__)
 
 Found = tuple[Placed, Outcome]
+
+
+class Looked(NamedTuple):
+    """What the cache says to a request: the outcome of a hit, or what is to be kept of the answer that must be asked for. `near` was not
+    good enough to be served and is compared with it."""
+
+    state: CacheState
+    outcome: Outcome | None = None
+    question: Question | None = None
+    near: Near | None = None
 
 
 class Led:
@@ -62,6 +74,7 @@ class Pipeline:
         *,
         watcher: Watcher,
         cache: Cache,
+        semantic: Semantic,
         admission: Admission,
         turns: Turns,
         dispatch: Dispatch,
@@ -73,6 +86,7 @@ class Pipeline:
     ) -> None:
         self._watcher = watcher
         self._cache = cache
+        self._semantic = semantic
         self._admission = admission
         self._turns = turns
         self._dispatch = dispatch
@@ -116,18 +130,19 @@ class Pipeline:
         place = self._cache_key(asked)
         return await self._answered(asked, view, place, await self._look_up(asked, view, place))
 
-    async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, cached: Outcome | CacheState) -> Reply:
-        if isinstance(cached, Outcome):
-            return await self._recording.finish(asked, cached, Placed(cached.domain, None, "served from cache"), "hit-exact")
-        if cached == "bypass":
+    async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, looked: Looked) -> Reply:
+        if looked.outcome is not None:
+            placed = Placed(looked.outcome.domain, None, "served from cache")
+            return await self._recording.finish(asked, looked.outcome, placed, looked.state)
+        if looked.state == "bypass":
             placed, outcome = await self._place_and_ask(asked, view)
-            return await self._recording.finish(asked, outcome, placed, cached)
+            return await self._recording.finish(asked, outcome, placed, looked.state)
         joined = place in self._running
         placed, outcome = await self._together(place, asked, view)
         if joined:
             return await self._recording.finish(asked, _shared(outcome), placed, "hit-exact")
-        reply = await self._recording.finish(asked, outcome, placed, cached)
-        self._remember(place, asked, outcome, placed)
+        reply = await self._recording.finish(asked, outcome, placed, looked.state)
+        self._remember(place, asked, outcome, placed, looked)
         return reply
 
     async def stream(self, asked: Asked) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
@@ -135,21 +150,21 @@ class Pipeline:
         before it can judge it. The last chunk is held back until the interaction is durable."""
         view = self._watcher.current.view(asked.caller.tenant_id)
         place = self._cache_key(asked)
-        cached = await self._look_up(asked, view, place)
-        if cached == "bypass" or (cached == "miss" and place not in self._running):
-            led = Led(self._running, place) if cached == "miss" else None
+        looked = await self._look_up(asked, view, place)
+        if looked.state == "bypass" or (looked.state == "miss" and place not in self._running):
+            led = Led(self._running, place) if looked.state == "miss" else None
             try:
                 placed = await self._dispatch.place(asked, view)
                 alone = self._dispatch.alone(asked.request, view, placed)
                 if alone is not None:
-                    return await self._pass_through(asked, placed, alone, led)
+                    return await self._pass_through(asked, placed, alone, led, looked)
             except BaseException:
                 if led is not None:
                     led.leave()
                 raise
             if led is not None:
                 led.leave()
-        reply = await self._answered(asked, view, place, cached)
+        reply = await self._answered(asked, view, place, looked)
         return reply.headers, _each(reply.chunks)
 
     async def _together(self, place: CacheKey, asked: Asked, view: TenantView) -> Found:
@@ -187,39 +202,49 @@ class Pipeline:
 
     # --- cache -----------------------------------------------------------------------------------------------------
 
+    def _policy(self, asked: Asked) -> str:
+        return f"{asked.caller.erasures}:{self._dispatch.policy(asked.request.model)}"
+
     def _cache_key(self, asked: Asked) -> CacheKey:
-        policy = f"{asked.caller.erasures}:{self._dispatch.policy(asked.request.model)}"
-        return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=policy)
+        return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=self._policy(asked))
 
-    async def _look_up(self, asked: Asked, view: TenantView, place: CacheKey) -> Outcome | CacheState:
+    async def _look_up(self, asked: Asked, view: TenantView, place: CacheKey) -> Looked:
         if asked.options.cache or asked.request.sampled:
-            return "bypass"
-        found = await self._cache.find(place, live=self._dispatch.live(view))
-        if found is None:
-            return "miss"
-        answer = Answer(found.body, found.prompt_tokens, found.completion_tokens, True, 0.0)
-        reason = "the same request was answered before"
-        return Outcome(answer, found.model, found.tier, "cache", reason, found.confidence, (), found.domain, found.lineage)
+            return Looked("bypass")
+        live = self._dispatch.live(view)
+        found = await self._cache.find(place, live=live)
+        if found is not None:
+            return Looked("hit-exact", _kept(found, "the same request was answered before"))
+        question = self._semantic.question(asked, self._policy(asked))
+        near = await self._semantic.find(asked, question, live=live) if question is not None else None
+        if near is not None and near.served:
+            return Looked("hit-semantic", _kept(near.entry, near.reason))
+        return Looked("miss", None, question, near)
 
-    def _remember(self, place: CacheKey, asked: Asked, outcome: Outcome, placed: Placed) -> None:
-        """Keep a whole answer for as long as it is likely to be true."""
-        answer = outcome.answer
+    def _remember(self, place: CacheKey, asked: Asked, outcome: Outcome, placed: Placed, looked: Looked) -> None:
+        """Keep a whole answer for as long as it is likely to be true; what was kept of a like question is compared with it."""
+        answer, question = outcome.answer, looked.question
+        if looked.near is not None:
+            self._semantic.compare(asked, looked.near, answer)
         if answer.finish_reason != "stop" or outcome.route.endswith("degraded"):
             return
         agreed = asked.caller.cache_seconds
         fresh = freshness(asked.request.prompt, default_seconds=self._settings().cache_ttl_seconds if agreed is None else agreed)
         if not fresh.seconds:
             return
+        text, context = (question.text, question.context) if question is not None else (None, "")
         entry = Entry(
             answer.body, answer.prompt_tokens, answer.completion_tokens, outcome.model, outcome.tier, outcome.confidence, placed.domain,
-            outcome.lineage, self._clock().timestamp() + fresh.seconds,
+            outcome.lineage, self._clock().timestamp() + fresh.seconds, text, context,
         )  # fmt: skip
         self._cache.keep(place, entry)
+        if question is not None:
+            self._semantic.keep(question, place, entry)
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
     async def _pass_through(
-        self, asked: Asked, placed: Placed, alone: Alone, led: Led | None
+        self, asked: Asked, placed: Placed, alone: Alone, led: Led | None, looked: Looked
     ) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         tenant_id = asked.caller.tenant_id
         began = await self._turns.take(tenant_id, asked.options.priority)
@@ -228,7 +253,7 @@ class Pipeline:
         except BaseException:
             self._turns.end(tenant_id, began)
             raise
-        state: CacheState = "miss" if led is not None else "bypass"
+        state = looked.state
         relay, body = Relay(chunks), payload(asked.request)
         self._relays.add(relay)
         heard = Heard(asked.id, int(self._clock().timestamp()), backend.name)
@@ -256,7 +281,7 @@ class Pipeline:
                     led.found((placed, whole))
                 reply = await self._recording.finish(asked, whole, placed, state, spoken=spoken)
                 if led is not None:
-                    self._remember(led.place, asked, whole, placed)
+                    self._remember(led.place, asked, whole, placed, looked)
                 for chunk in reply.chunks:
                     yield chunk
             except BackendFailed:
@@ -300,6 +325,12 @@ class Pipeline:
         task = asyncio.create_task(record())
         self._cut.add(task)
         task.add_done_callback(self._cut.discard)
+
+
+def _kept(entry: Entry, reason: str) -> Outcome:
+    """A kept answer as the outcome of another request: it costs nothing."""
+    answer = Answer(entry.body, entry.prompt_tokens, entry.completion_tokens, True, 0.0)
+    return Outcome(answer, entry.model, entry.tier, "cache", reason, entry.confidence, (), entry.domain, entry.lineage)
 
 
 def _shared(outcome: Outcome) -> Outcome:

@@ -119,6 +119,11 @@ class Watcher:
     def ready(self) -> bool:
         return self._current is not None
 
+    def erasures(self, tenant_id: str) -> int:
+        """How often texts of a tenant were erased; -1 for one that is gone."""
+        tenant = self._current.tenants.get(tenant_id) if self._current else None
+        return tenant.erasures if tenant else -1
+
     def read_again(self) -> None:
         """At the next look, whether or not the epoch has moved."""
         self._stale = True

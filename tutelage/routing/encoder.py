@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ MAX_CHARACTERS = 8192
 MOST_COUNTED = 100_000  # characters: to count the tokens of these takes 50 ms
 # A batch holds at most this many tokens, padding included: larger ones fall out of the CPU's cache and run slower.
 BATCH_TOKENS = 2048
+FIRST_WORD = 1000  # of the vocabulary: before it are special tokens and single characters
 
 
 class EncoderMissing(EngineFailed):
@@ -75,6 +77,14 @@ class Encoder:
         expect."""
         counted = len(self._tokenizer.encode(_encodable(text[:MOST_COUNTED]), add_special_tokens=False).ids)
         return counted if len(text) <= MOST_COUNTED else round(counted * len(text) / MOST_COUNTED)
+
+    def rarity(self, word: str) -> float:
+        """How rare a word is: the logarithm of its rarest piece's place in the vocabulary, which is ordered by frequency, and 2 more for
+        a word that the vocabulary has only in pieces; 0 for no word."""
+        ids = self._tokenizer.encode(_encodable(word), add_special_tokens=False).ids
+        if not ids:
+            return 0.0
+        return math.log(max(max(ids) - FIRST_WORD, 10)) + (2.0 if len(ids) > 1 else 0.0)
 
     def _compute(self, texts: list[str]) -> list[np.ndarray]:
         """Run the model over texts of similar length together, so that little padding is computed."""

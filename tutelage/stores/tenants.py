@@ -15,9 +15,9 @@ from tutelage.stores import audit
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
-TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, erasures"
+TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, semantic_error_budget, erasures"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits, routes"
-CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")
+CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget")
 SYSTEM = "system"  # the actor where nobody in particular acts: a demo, a test, the Python API
 
 
@@ -30,11 +30,12 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
     """With its first key, if one is given. Raises InvalidRequest for an unknown tier, Conflict for a name that is taken."""
     if tenant.tier not in TIERS:
         raise InvalidRequest(f"tier {tenant.tier!r} is unknown; allowed: {', '.join(TIERS)}", param="tier")
-    given = {name: getattr(tenant, name) for name in ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")}
+    chosen = ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget")
+    given = {name: getattr(tenant, name) for name in chosen}
     async with pool.acquire() as connection, connection.transaction():
         created = await connection.fetchval(
-            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds) "
-            "values ($1, $2, $3, $4, $5, $6, $7, $8) "
+            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds, "
+            "semantic_error_budget) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
             "on conflict (name) where status <> 'deleted' do nothing returning id",
             tenant.id,
             tenant.name,
@@ -44,6 +45,7 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
             tenant.bodies,
             tenant.retention_days,
             tenant.cache_seconds,
+            tenant.semantic_error_budget,
         )
         if created is None:
             raise Conflict(f"a tenant named {tenant.name!r} exists; choose another name", param="name")
@@ -118,6 +120,7 @@ async def delete_tenant(pool: Pool, tenant_id: str, *, at: datetime, actor: str)
             "update keys set revoked_at = $2 where tenant_id = $1 and revoked_at is null returning id", tenant_id, at
         )
         await connection.execute("delete from domains where tenant_id = $1", tenant_id)  # they quote its prompts
+        await connection.execute("delete from semantic_labels where tenant_id = $1", tenant_id)
         told = {"name": name, "keys": sorted(row["id"] for row in ended)}
         await audit.append(connection, tenant_id=tenant_id, actor=actor, action="tenant.delete", subject=tenant_id, detail=told)
         await bump(connection)

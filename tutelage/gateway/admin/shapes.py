@@ -39,6 +39,7 @@ OnDisconnect = Literal["cancel", "drain"]
 Retention = Annotated[int, Field(ge=1, le=36_500), BeforeValidator(whole)]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(whole)]
 Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
+ErrorBudget = Annotated[float, Field(ge=0, le=0.5)]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -54,11 +55,13 @@ class NewTenant(Strict):
     bodies: Bodies = "full"
     retention_days: Retention | None = None
     cache_seconds: Seconds | None = None
+    semantic_error_budget: ErrorBudget | None = None
 
 
 class TenantChange(Strict):
     """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
-    `cache_seconds` null: as long as the gateway says.
+    `cache_seconds` null: as long as the gateway says. `semantic_error_budget`: the share of answers given to paraphrases that may
+    be wrong; 0: none are given, null: as much as the gateway says.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -67,6 +70,7 @@ class TenantChange(Strict):
     bodies: Bodies | None = None
     retention_days: Retention | None = None
     cache_seconds: Seconds | None = None
+    semantic_error_budget: ErrorBudget | None = None
 
 
 class NewKey(Strict):
@@ -168,6 +172,7 @@ class Tenant(BaseModel):
     bodies: Bodies
     retention_days: int | None
     cache_seconds: int | None
+    semantic_error_budget: float | None
 
 
 class Key(BaseModel):

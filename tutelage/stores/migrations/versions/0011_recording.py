@@ -1,12 +1,12 @@
 """A batch of interactions in a handful of statements, whatever its size.
 
-Revision ID: 0007
+Revision ID: 0011
 """
 
 from alembic import op
 
-revision = "0007"
-down_revision = "0006"
+revision = "0011"
+down_revision = "0007"
 
 # What it does is as before. `prompt_hash` and `embedding` come as PostgreSQL's own hex text (\x…). The links of a batch are computed in
 # one pass and written in one statement; heads are locked in the order of tenants, so that workers never deadlock.
