@@ -90,7 +90,8 @@ def fit(
     """Learn a calibrator: unknown below MIN_LABELS, Platt's logistic curve, isotonic mixed in from `isotonic_labels`.
 
     `correct` holds True and False, or how acceptable each answer was in 0..1. `prior_strength` is the L2 penalty on the
-    slope over standardised scores: larger means less trust in the score. Raises ValueError when the lengths differ or a score is not finite.
+    slope over standardised scores: larger means less trust in the score. Raises ValueError when the lengths differ or a score
+    is not finite.
     """
     n = len(scores)
     if n != len(correct):

@@ -118,7 +118,10 @@ class QualityModel:
 
     def probabilities(self, embedding: np.ndarray, prompt: str, domain: str | None) -> dict[str, Estimate]:
         raw = self.scores(embedding, prompt, domain)
-        return {model: _estimate(model, calibrator, float(score)) for (model, calibrator), score in zip(self.calibrators.items(), raw)}
+        return {
+            model: _estimate(model, calibrator, float(score))
+            for (model, calibrator), score in zip(self.calibrators.items(), raw, strict=True)
+        }
 
     def scores(self, embedding: np.ndarray, prompt: str, domain: str | None) -> np.ndarray:
         """The uncalibrated scores [models] of one prompt."""
