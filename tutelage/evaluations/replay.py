@@ -42,14 +42,14 @@ class ReplaySettings:
     or as a share of strong calls where nothing has a price; half way between the cheapest and the dearest model when None."""
 
     policy: str | None = None
-    promise: PromiseSettings = PromiseSettings()
+    promise: PromiseSettings = field(default_factory=PromiseSettings)
     max_cost: float | None = None
     seed: int = 0
 
 
 @dataclass(eq=False)
 class Routes:
-    """What was decided for each row of a log, model numbers by name of policy or baseline; `needs`: how much a row needs the strong model."""
+    """Model numbers for each row of a log, by name of policy or baseline; `needs`: how much a row needs the strong model."""
 
     chosen: dict[str, np.ndarray]
     needs: dict[str, np.ndarray]
@@ -75,11 +75,13 @@ Progress = Callable[[str, int, int], None]  # what is being done, done so far, a
 
 
 def replay(log: Log, fit_log: Log | None, encoder: Embedder, settings: ReplaySettings, progress: Progress) -> dict[str, Any]:
-    """The report. Raises InvalidRequest when the logs name different models, the policy is unknown, or there are too few rows to learn from."""
+    """The report. Raises InvalidRequest when the logs name different models, a policy is unknown, or there is too little to learn from."""
     if settings.policy not in (None, *POLICIES):
         raise InvalidRequest(f"no policy is called {settings.policy}; policies are {', '.join(POLICIES)}")
     if fit_log is not None and fit_log.models != log.models:
-        raise InvalidRequest(f"the fit log is of {', '.join(fit_log.models)}, the replayed one of {', '.join(log.models)}; they must be the same")
+        raise InvalidRequest(
+            f"the fit log is of {', '.join(fit_log.models)}, the replayed one of {', '.join(log.models)}; they must be the same"
+        )
     routes = route(log, fit_log, encoder, settings, progress)
     default = settings.policy or ("quality" if log.costs is not None else "expected")
     if default not in routes.chosen:
@@ -106,13 +108,13 @@ def route(log: Log, fit_log: Log | None, encoder: Embedder, settings: ReplaySett
     """Decide every row. Needs the scores of the fit rows only."""
     import numpy as np
 
-    embeddings = _embed(log.prompts, encoder, progress, "encoding")
+    embeddings = embed(log.prompts, encoder, progress, "encoding")
     names = _names(log)
     routes = Routes({}, {}, np.zeros((len(log), len(log.models))))
     done = 0
     for fit_rows, rows in _splits(log, fit_log):
         source = log if fit_log is None else fit_log
-        vectors = embeddings if fit_log is None else _embed(fit_log.prompts, encoder, progress, "encoding the fit log")
+        vectors = embeddings if fit_log is None else embed(fit_log.prompts, encoder, progress, "encoding the fit log")
         progress("learning", done, len(log))
         plan = _learn(source, vectors, fit_rows, settings)
         routes.promises.append(plan.promise)
@@ -244,11 +246,13 @@ def _splits(log: Log, fit_log: Log | None) -> list[tuple[np.ndarray, np.ndarray]
     rank = {digest: i for i, digest in enumerate(sorted(set(digests)))}
     folds = np.array([rank[digest] % FOLDS for digest in digests])
     if len(rank) < FOLDS * 10:
-        raise InvalidRequest(f"{len(rank)} different prompts are too few to cross-fit; give at least {FOLDS * 10}, or a log to fit on with --fit")
+        raise InvalidRequest(
+            f"{len(rank)} different prompts are too few to cross-fit; give at least {FOLDS * 10}, or a log to fit on with --fit"
+        )
     return [(np.flatnonzero(folds != fold), np.flatnonzero(folds == fold)) for fold in range(FOLDS)]
 
 
-def _embed(prompts: Sequence[str], encoder: Embedder, progress: Progress, doing: str) -> np.ndarray:
+def embed(prompts: Sequence[str], encoder: Embedder, progress: Progress, doing: str) -> np.ndarray:
     import numpy as np
 
     parts = []

@@ -58,7 +58,7 @@ def read_log(paths: Sequence[Path]) -> Log:
 def read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each line's object with its place, "file:line"; empty lines are skipped. Raises InvalidRequest."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines also cuts at U+2028, which JSON may hold
     except (OSError, UnicodeDecodeError) as unreadable:
         raise InvalidRequest(f"{path} cannot be read: {unreadable}") from unreadable
     for number, line in enumerate(lines, 1):
@@ -120,5 +120,7 @@ def _numbers(place: str, value: Any, name: str) -> dict[str, float]:
 
 def _in_order(place: str, values: Mapping[str, float], models: Sequence[str], name: str) -> list[float]:
     if set(values) != set(models):
-        raise InvalidRequest(f"{place}: `{name}` is of {', '.join(sorted(values))}; every row must be of {', '.join(models)}, as the first is")
+        raise InvalidRequest(
+            f"{place}: `{name}` is of {', '.join(sorted(values))}; every row must be of {', '.join(models)}, as the first is"
+        )
     return [values[model] for model in models]

@@ -1,7 +1,7 @@
 """How far routing may go while a promised quality is kept: a threshold chosen by test on outcomes, not by hope.
 
 Learn-then-test (Angelopoulos et al., 2021) with fixed-sequence testing: candidates go from the safest to the boldest, each is tested on
-held-out outcomes, and the last before the first failure is taken; the chance that it breaks the promise is then at most the stated one.
+held-out outcomes, and the last before the first failure is taken; the chance that it breaks the promise is then at most the stated one (up to the central limit theorem).
 Knows nothing of models or prices.
 """
 
@@ -18,12 +18,13 @@ MIN_OUTCOMES = 100  # of a test that leans on the central limit theorem
 
 @dataclass(frozen=True)
 class PromiseSettings:
-    """`loss`: promised share of the reference's quality that may be lost. In a window of so many requests, the loss is above it with
-    probability at most `risk`."""
+    """`loss`: promised share of the reference's quality that may be lost. At most a share `risk` of windows of so many requests loses
+    more, and this statement itself is right with probability `confidence` over the outcomes it was tested on."""
 
     loss: float = 0.05
     risk: float = 0.1
     window: int = 1000
+    confidence: float = 0.95
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Promise:
 def keep(routed: np.ndarray, reference: np.ndarray, settings: PromiseSettings = PromiseSettings()) -> Promise:
     """Choose among candidates: quality `routed` [n, candidates], safest first, against the reference's [n] on the same requests.
 
-    Tests the mean of routed - (1 - loss) * reference, paired by request. Its error is that of these n outcomes and that of a future
-    window together, so the promise is about what a tenant will see, not about an average it never sees.
+    Tests the mean of routed - (1 - loss) * reference, paired by request. It must clear the error of these n outcomes and, beside it,
+    that of a future window: the promise is about what a tenant will see, not about an average it never sees.
     """
     import numpy as np
     from scipy.stats import norm
@@ -49,8 +50,8 @@ def keep(routed: np.ndarray, reference: np.ndarray, settings: PromiseSettings = 
     if n < MIN_OUTCOMES:
         return Promise(None, 0.0, n, f"only {n} outcomes are known and {MIN_OUTCOMES} are needed to test a promise")
     excess = routed - (1.0 - settings.loss) * reference[:, None]
-    error = excess.std(axis=0, ddof=1) * np.sqrt(1.0 / n + 1.0 / settings.window)
-    passed = excess.mean(axis=0) >= float(norm.ppf(1.0 - settings.risk)) * error
+    errors = float(norm.ppf(settings.confidence)) / np.sqrt(n) + float(norm.ppf(1.0 - settings.risk)) / np.sqrt(settings.window)
+    passed = excess.mean(axis=0) >= excess.std(axis=0, ddof=1) * errors
     count = int(np.argmin(passed)) if not passed.all() else len(passed)
     if count == 0:
         return Promise(None, 0.0, n, f"no candidate keeps the loss within {settings.loss:.1%} on {n} outcomes")

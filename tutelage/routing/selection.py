@@ -43,8 +43,12 @@ def cheapest_within(offers: Sequence[Offer], *, reference: str, slack: float) ->
     able = [o for o in offers if o is against or (o.cost <= against.cost and against.probability - o.probability <= slack)]
     best = min(able, key=lambda offer: (offer.cost, -offer.probability, offer.model))
     if best is against:
-        return Selection(reference, f"no cheaper model comes within {slack:.3f} of {reference}'s expected quality {against.probability:.2f}")
-    return Selection(best.model, f"{best.model} at {best.probability:.2f} is within {slack:.3f} of {reference} at {against.probability:.2f}")
+        return Selection(
+            reference, f"no cheaper model comes within {slack:.3f} of {reference}'s expected quality {against.probability:.2f}"
+        )
+    return Selection(
+        best.model, f"{best.model} at {best.probability:.2f} is within {slack:.3f} of {reference} at {against.probability:.2f}"
+    )
 
 
 def best_value(offers: Sequence[Offer], *, price: float) -> Selection:
