@@ -126,7 +126,8 @@ def test_estimating_needs_no_scikit_learn(model: QualityModel, tmp_path: Path) -
     program = (
         "import sys, numpy; from pathlib import Path; from tutelage.routing.estimates import QualityModel;"
         f"m = QualityModel.load(Path({str(tmp_path / 'estimates')!r}));"
-        f"m.probabilities(numpy.ones({DIMENSION}, 'float32'), 'hello', None); print(sorted({{'sklearn', 'scipy', 'torch'}} & set(sys.modules)))"
+        f"m.probabilities(numpy.ones({DIMENSION}, 'float32'), 'hello', None);"
+        "print(sorted({'sklearn', 'scipy', 'torch'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=CHECKOUT)
     assert found.stdout.strip() == "[]"

@@ -27,7 +27,7 @@ def replay(home: Home, arguments: argparse.Namespace) -> dict[str, Any]:
     promise = PromiseSettings(loss=arguments.promise)
     settings = replay.ReplaySettings(arguments.policy, promise, arguments.max_cost, arguments.seed)
     with _progress() as progress:
-        report = _plain(replay.replay(log, fit_log, _encoder(home), settings, progress))
+        report: dict[str, Any] = _plain(replay.replay(log, fit_log, _encoder(home), settings, progress))
     _write(arguments.report, report)
     arguments.report.with_suffix(".html").write_text(page.render(report), encoding="utf-8")
     return report
@@ -40,7 +40,7 @@ def domain_eval(home: Home, arguments: argparse.Namespace) -> dict[str, Any]:
     fit, data = labelled.read_labelled(arguments.fit), labelled.read_labelled(arguments.data)
     oos = labelled.read_labelled(arguments.oos) if arguments.oos else None
     with _progress() as progress:
-        report = _plain(labelled.evaluate(fit, data, oos, _encoder(home), seed=arguments.seed, progress=progress))
+        report: dict[str, Any] = _plain(labelled.evaluate(fit, data, oos, _encoder(home), seed=arguments.seed, progress=progress))
     _write(arguments.report, report)
     return report
 

@@ -85,7 +85,7 @@ def replay(log: Log, fit_log: Log | None, encoder: Embedder, settings: ReplaySet
     default = settings.policy or ("quality" if log.costs is not None else "expected")
     if default not in routes.chosen:
         raise InvalidRequest(f"policy {default} needs prices: give `cost_usd` with each row")
-    report = {
+    report: dict[str, Any] = {
         "default": default,
         "n": len(log),
         "models": list(log.models),
@@ -111,7 +111,7 @@ def route(log: Log, fit_log: Log | None, encoder: Embedder, settings: ReplaySett
     names = _names(log)
     routes = Routes({}, {}, np.zeros((len(log), len(log.models))))
     done = 0
-    for fit_rows, rows in _splits(log, fit_log):
+    for fit_rows, rows in splits(log, fit_log):
         source = log if fit_log is None else fit_log
         vectors = embeddings if fit_log is None else embed(fit_log.prompts, encoder, progress, "encoding the fit log")
         progress("learning", done, len(log))
@@ -223,7 +223,8 @@ def _expected_costs(log: Log, rows: np.ndarray) -> np.ndarray | None:
 
 
 def _shrunk(scores: np.ndarray, means: np.ndarray) -> np.ndarray:
-    return (scores.sum(axis=0) + PRIOR_ROWS * means) / (len(scores) + PRIOR_ROWS)
+    shrunk: np.ndarray = (scores.sum(axis=0) + PRIOR_ROWS * means) / (len(scores) + PRIOR_ROWS)
+    return shrunk
 
 
 def _by_length(prompts: Sequence[str], scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -235,7 +236,7 @@ def _by_length(prompts: Sequence[str], scores: np.ndarray) -> tuple[np.ndarray, 
     return ends, np.array([int(np.argmax(scores[tenth].mean(axis=0))) for tenth in tenths])
 
 
-def _splits(log: Log, fit_log: Log | None) -> list[tuple[np.ndarray, np.ndarray]]:
+def splits(log: Log, fit_log: Log | None) -> list[tuple[np.ndarray, np.ndarray]]:
     """(fit rows, routed rows): all at once with a fit log, else by fifths in which equal prompts stand together."""
     import numpy as np
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 # A prompt says far less than an answer does: with a thousand outcomes the steps of an isotonic curve are still noise (GSM8K, MMLU).
 ISOTONIC_LABELS = 2000
-BLOCKS = ("embedding", "words", "letters", "surface", "domain")
+BLOCKS = ("embedding", "words", "letters", "surface", "domain", "near")
+LENS = ("words", "letters", "centre", "scale", "directions", "phases", "near")
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,12 @@ class EstimateSettings:
 
 @dataclass(frozen=True, eq=False)
 class Lens:
-    """How a prompt becomes five blocks of numbers: what was learned from the prompts themselves, without outcomes.
+    """How a prompt becomes six blocks of numbers: what was learned from the prompts themselves, without outcomes.
 
     Surface features are standardised by `centre` and `scale` [features] and become cosines of random `directions`
-    [features, waves] and `phases` [waves], whose products approximate a Gaussian kernel (Rahimi and Recht, 2007).
+    [features, waves] and `phases` [waves], whose products approximate a Gaussian kernel (Rahimi and Recht, 2007). `near`
+    [domains + 1, dimension] is the mean direction of each domain's prompts, by which like domains lend each other strength; the last row
+    is that of all prompts, for a domain never seen.
     """
 
     words: np.ndarray
@@ -77,6 +80,7 @@ class Lens:
     scale: np.ndarray
     directions: np.ndarray
     phases: np.ndarray
+    near: np.ndarray
     domains: tuple[str, ...]
 
     def waves(self, surface: np.ndarray) -> np.ndarray:
@@ -133,17 +137,17 @@ class QualityModel:
         waves = lens.waves(np.asarray(features.surface(prompt), dtype=np.float32))
         total = self.weights.offset + embedding @ blocks["embedding"] + waves @ blocks["surface"]
         total = total + words.weights @ blocks["words"][words.buckets] + letters.weights @ blocks["letters"][letters.buckets]
-        if domain in lens.domains:
-            total = total + blocks["domain"][lens.domains.index(domain)]
-        return np.asarray(total)
+        number = lens.domains.index(domain) if domain in lens.domains else -1
+        if number >= 0:
+            total = total + blocks["domain"][number]
+        return np.asarray(total + lens.near[number] @ blocks["near"])
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; what is not a number is JSON in its header."""
         from safetensors.numpy import save_file
 
         lens = self.lens
-        arrays = {name: getattr(lens, name) for name in ("words", "letters", "centre", "scale", "directions", "phases")}
-        tensors = {f"lens.{name}": array for name, array in arrays.items()} | {"offset": self.weights.offset}
+        tensors = {f"lens.{name}": getattr(lens, name) for name in LENS} | {"offset": self.weights.offset}
         tensors |= {f"block.{name}": array for name, array in self.weights.blocks.items()}
         header = {
             "format": FORMAT,
@@ -190,9 +194,10 @@ def fit(
 ) -> Fitted:
     """Learn from outcomes in 0..1 by model, None where a model was not judged on a prompt; embeddings float32 [n, dimension].
 
-    Ridge regression over five blocks of features, each of mean length 1 over the prompts: a Gaussian process with one linear
+    Ridge regression over six blocks of features, each of mean length 1 over the prompts: a Gaussian process with one linear
     kernel a block (Rasmussen and Williams, 2006, 2.7; leave-one-out 5.4.2). The domain block is the domain's own prior,
-    shrunk towards all. Leave-one-out scores fit the calibrator of each model. Raises ValueError on unequal lengths.
+    shrunk towards like domains (`near`) and all. Leave-one-out scores fit the calibrator of each model. Raises
+    ValueError on unequal lengths.
     """
     import numpy as np
 
@@ -210,10 +215,9 @@ def fit(
         rows = np.flatnonzero(~np.isnan(judged[:, columns[0]]))
         if len(rows) >= confidence.MIN_LABELS:
             rows = _chosen(rows, settings.max_rows, seed)
-            left_out = _learn(
-                weights, {name: block[rows] for name, block in blocks.items()}, judged[np.ix_(rows, columns)], columns, settings
-            )
-            held_out[np.ix_(rows, columns)] = left_out
+            cells = np.ix_(rows, np.asarray(columns))
+            seen = {name: block[rows] for name, block in blocks.items()}
+            held_out[cells] = _learn(weights, seen, judged[cells], columns, settings)
     calibrators = {model: _calibrate(held_out[:, i], judged[:, i]) for i, model in enumerate(outcomes)}
     for i, calibrator in enumerate(calibrators.values()):
         known = ~np.isnan(held_out[:, i])
@@ -241,6 +245,7 @@ def _look(
     scale = surfaces.std(axis=0)
     used = max(int((scale > 0).sum()), 1)
     random = np.random.default_rng(seed)
+    known = tuple(sorted({domain for domain in domains if domain is not None}))
     lens = Lens(
         word_idf,
         letter_idf,
@@ -248,15 +253,26 @@ def _look(
         np.where(scale > 0, scale, 1.0).astype(np.float32),
         (random.normal(size=(surfaces.shape[1], settings.waves)) / np.sqrt(used)).astype(np.float32),
         random.uniform(0, 2 * np.pi, settings.waves).astype(np.float32),
-        tuple(sorted({domain for domain in domains if domain is not None})),
+        _near(embeddings, domains, known),
+        known,
     )
     return lens, {
         "embedding": np.asarray(embeddings, dtype=np.float32),
         "words": features.matrix([features.weigh(row, word_idf) for row in words]),
         "letters": features.matrix([features.weigh(row, letter_idf) for row in letters]),
         "surface": lens.waves(surfaces),
-        "domain": _one_hot(domains, lens.domains),
+        "domain": _one_hot(domains, known),
+        "near": lens.near[[known.index(domain) if domain is not None else -1 for domain in domains]],
     }
+
+
+def _near(embeddings: np.ndarray, domains: Sequence[str | None], known: Sequence[str]) -> np.ndarray:
+    """The mean direction of each domain's prompts and, last, of all prompts: float32 [domains + 1, dimension], rows of length 1."""
+    import numpy as np
+
+    labels = np.array([domain or "" for domain in domains])
+    means = np.stack([*(embeddings[labels == domain].mean(axis=0) for domain in known), embeddings.mean(axis=0)])
+    return np.asarray(means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-9), dtype=np.float32)
 
 
 def _one_hot(domains: Sequence[str | None], known: Sequence[str]) -> csr_matrix:

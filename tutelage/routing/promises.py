@@ -1,7 +1,8 @@
 """How far routing may go while a promised quality is kept: a threshold chosen by test on outcomes, not by hope.
 
 Learn-then-test (Angelopoulos et al., 2021) with fixed-sequence testing: candidates go from the safest to the boldest, each is tested on
-held-out outcomes, and the last before the first failure is taken; the chance that it breaks the promise is then at most the stated one (up to the central limit theorem).
+held-out outcomes, and the last before the first failure is taken; the chance that it breaks the promise is then at most the stated one,
+up to the central limit theorem.
 Knows nothing of models or prices.
 """
 

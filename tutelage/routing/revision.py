@@ -147,7 +147,7 @@ def _born(
 
 def _merged(found: Sequence[Domain], split: set[str], settings: DiscoverySettings) -> tuple[list[Domain], list[Change]]:
     """Join found domains that are one: mean direction alike, and their requests as alike as within one domain."""
-    left, changes = list(found), []
+    left, changes = list(found), list[Change]()
     while True:
         pairs = [
             (domains.likeness(one, other), one, other)
