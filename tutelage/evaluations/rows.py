@@ -45,7 +45,8 @@ def read_log(paths: Sequence[Path]) -> Log:
     models = tuple(sorted(_scores(place, first))) if "scores" in first else (WEAK, STRONG)
     priced = first.get("cost_usd") is not None
     scores = [_in_order(place, _scores(place, row), models, "scores") for place, row in rows]
-    costs = [_in_order(place, _costs(place, row, priced), models, "cost_usd") for place, row in rows] if priced else None
+    spent = [_costs(place, row, priced) for place, row in rows]
+    costs = [_in_order(place, cost, models, "cost_usd") for (place, _), cost in zip(rows, spent, strict=True)] if priced else None
     return Log(
         [text(place, row, "prompt") for place, row in rows],
         [label(place, row, "domain") for place, row in rows],
@@ -102,7 +103,7 @@ def _scores(place: str, row: Mapping[str, Any]) -> dict[str, float]:
 def _costs(place: str, row: Mapping[str, Any], priced: bool) -> dict[str, float]:
     if (row.get("cost_usd") is not None) != priced:
         raise InvalidRequest(f"{place}: `cost_usd` is on some rows and not on others; give it on all or on none")
-    costs = _numbers(place, row["cost_usd"], "cost_usd")
+    costs = _numbers(place, row["cost_usd"], "cost_usd") if priced else {}
     for model, cost in costs.items():
         if cost < 0:
             raise InvalidRequest(f"{place}: the cost of {model} is {cost}; costs are US dollars, zero or more")
