@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     cache.add_argument("--seed", type=int, default=0)
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
+    _evaluations(commands)
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
@@ -97,6 +98,25 @@ def _listing(commands: Any, name: str, help_text: str, operation: str) -> argpar
     parser.add_argument("--json", action="store_true")
     parser.set_defaults(operation=operation)
     return parser
+
+
+def _evaluations(commands: Any) -> None:
+    replay = _command(commands, "replay", _replay, "route recorded traffic offline; the page goes beside the report")
+    replay.add_argument("log", nargs="+", type=Path, metavar="LOG", help='JSONL of {"prompt", "domain"?, "scores", "cost_usd"?}')
+    replay.add_argument("--fit", type=Path, metavar="TRAIN", help="log to learn from (default: 5-fold cross-fitting on LOG)")
+    replay.add_argument("--policy", metavar="NAME", help="the default policy: expected, quality or budget")
+    replay.add_argument("--promise", type=float, default=0.05, metavar="LOSS", help="quality that `quality` may lose (default 0.05: 5 %%)")
+    replay.add_argument(
+        "--max-cost", type=float, metavar="X", help="mean cost of a request under `budget`, in US dollars or share of strong"
+    )
+    domain_eval = _command(commands, "domain-eval", _domain_eval, "how well domains are recognised, and found without labels")
+    domain_eval.add_argument("--fit", type=Path, required=True, metavar="FILE", help='JSONL of {"prompt", "domain", "intent"?}')
+    domain_eval.add_argument("--data", type=Path, required=True, metavar="FILE", help="rows to judge")
+    domain_eval.add_argument("--oos", type=Path, metavar="FILE", help="rows that belong to no domain")
+    for parser in (replay, domain_eval):
+        parser.add_argument("--report", type=Path, required=True, metavar="FILE")
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
 
 def _tenants(commands: Any) -> None:
@@ -203,6 +223,24 @@ def _demo(arguments: argparse.Namespace) -> int:
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
     return demo(home, traffic=arguments.traffic, report=arguments.report, seed=arguments.seed, per_domain=arguments.per_domain)
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from tutelage.evaluations import command
+
+    report = command.replay(Home.from_environment(arguments.home), arguments)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        _table(command.table(report))
+        _say(f"default policy {report['default']}; report in {arguments.report}, page in {arguments.report.with_suffix('.html')}")
+
+
+def _domain_eval(arguments: argparse.Namespace) -> None:
+    from tutelage.evaluations import command
+
+    report = command.domain_eval(Home.from_environment(arguments.home), arguments)
+    print(json.dumps(report)) if arguments.json else _describe(report)
 
 
 def _stop(arguments: argparse.Namespace) -> None:

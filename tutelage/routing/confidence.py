@@ -84,11 +84,14 @@ def score(token_logprobs: Sequence[float]) -> float:
     return min(total - math.log(doubt), MAX_SCORE) if doubt > 0.0 else MAX_SCORE
 
 
-def fit(scores: Sequence[float], correct: Sequence[bool], *, prior_strength: float = 1.0) -> Calibrator:
-    """Learn a calibrator: unknown below MIN_LABELS, Platt's logistic curve, isotonic mixed in from ISOTONIC_LABELS.
+def fit(
+    scores: Sequence[float], correct: Sequence[float], *, prior_strength: float = 1.0, isotonic_labels: int = ISOTONIC_LABELS
+) -> Calibrator:
+    """Learn a calibrator: unknown below MIN_LABELS, Platt's logistic curve, isotonic mixed in from `isotonic_labels`.
 
-    `prior_strength` is the L2 penalty on the slope over standardised scores: larger means less trust in the score.
-    Raises ValueError when the lengths differ or a score is not finite.
+    `correct` holds True and False, or how acceptable each answer was in 0..1. `prior_strength` is the L2 penalty on the
+    slope over standardised scores: larger means less trust in the score. Raises ValueError when the lengths differ or a score
+    is not finite.
     """
     n = len(scores)
     if n != len(correct):
@@ -98,10 +101,10 @@ def fit(scores: Sequence[float], correct: Sequence[bool], *, prior_strength: flo
     if n < MIN_LABELS:
         return Calibrator("unknown", n)
     a, b = _fit_platt(scores, correct, prior_strength)
-    if n < ISOTONIC_LABELS:
+    if n < isotonic_labels:
         return Calibrator("platt", n, a, b)
     points = _fit_isotonic(scores, correct)
-    return Calibrator("isotonic", n, a, b, n / (n + ISOTONIC_LABELS), *points)
+    return Calibrator("isotonic", n, a, b, n / (n + isotonic_labels), *points)
 
 
 def ece(probabilities: Sequence[float], correct: Sequence[bool], *, bins: int = MAX_BINS, least: int = MIN_PER_BIN) -> float:
@@ -123,14 +126,15 @@ def ece(probabilities: Sequence[float], correct: Sequence[bool], *, bins: int = 
     return sum(gaps) / len(order)
 
 
-def _fit_platt(scores: Sequence[float], correct: Sequence[bool], prior_strength: float) -> tuple[float, float]:
+def _fit_platt(scores: Sequence[float], correct: Sequence[float], prior_strength: float) -> tuple[float, float]:
     """Slope and intercept by Platt (1999): targets are pulled off 0 and 1, so one-sided outcomes stay finite."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
-    x, right = np.asarray(scores, dtype=float), np.asarray(correct, dtype=bool)
+    x, right = np.asarray(scores, dtype=float), np.asarray(correct, dtype=float)
     centre, spread = float(x.mean()), max(float(x.std()), 1e-3)  # equal scores have no spread to divide by
-    target = np.where(right, (right.sum() + 1) / (right.sum() + 2), 1 / ((~right).sum() + 2))
+    wrong = 1.0 - right
+    target = right * (right.sum() + 1) / (right.sum() + 2) + wrong / (wrong.sum() + 2)
     # scikit-learn takes no fractional targets: each row stands twice, as right and as wrong, weighted by its target.
     rows = np.tile((x - centre) / spread, 2)[:, None]
     weights = np.concatenate([target, 1 - target])
@@ -142,7 +146,7 @@ def _fit_platt(scores: Sequence[float], correct: Sequence[bool], prior_strength:
     return slope, float(model.intercept_[0]) - slope * centre
 
 
-def _fit_isotonic(scores: Sequence[float], correct: Sequence[bool]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _fit_isotonic(scores: Sequence[float], correct: Sequence[float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     from sklearn.isotonic import IsotonicRegression
 
     model = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip")

@@ -41,6 +41,7 @@ class DiscoverySettings:
     novel_percentile: float = 1.0  # of its own requests' similarities; less than this minus the margin is novel
     novel_margin: float = 0.05
     max_rows: int = 4000  # rows compared pairwise; more are sampled, because the cost is quadratic
+    join_similarity: float | None = None  # down to this, groups too small for a domain join the one most similar; None: they are novel
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +137,9 @@ def discover(
     taken = {row for rows in labelled.values() for row in rows}
     rest = [row for row in range(len(texts)) if row not in taken]
     found = _cluster(embeddings, rest, seed, settings)
-    read = [_sample(rows, NAME_ROWS, seed) for rows in [*labelled.values(), *found]]
-    names = [*labelled, *_term_names(texts, read[len(labelled) :], read, reserved=labelled)]
-    described = [_describe(name, embeddings, rows, seed, settings) for name, rows in zip(names, [*labelled.values(), *found], strict=True)]
+    read = [sample(rows, NAME_ROWS, seed) for rows in [*labelled.values(), *found]]
+    names = [*labelled, *term_names(texts, read[len(labelled) :], read, reserved=labelled)]
+    described = [describe(name, embeddings, rows, seed, settings) for name, rows in zip(names, [*labelled.values(), *found], strict=True)]
     domains = [replace(domain, given=domain.name in labelled) for domain in described]
     return sorted(domains, key=lambda domain: (-domain.size, domain.name))
 
@@ -178,10 +179,16 @@ def _heirs(old: Sequence[Domain], new: Sequence[Domain]) -> dict[str, Domain]:
     return {new[j].name: old[i] for j, i in zip(rows, columns, strict=True) if similarity[j, i] >= SAME_DOMAIN}
 
 
+def likeness(one: Domain, other: Domain) -> float:
+    """Cosine of the mean directions of two domains."""
+    first, second = _directions([one, other])
+    return float(first @ second)
+
+
 def _directions(domains: Sequence[Domain]) -> np.ndarray:
     import numpy as np
 
-    return np.stack([_unit(domain.centroids.mean(axis=0)) for domain in domains])
+    return np.stack([unit(domain.centroids.mean(axis=0)) for domain in domains])
 
 
 def _judge(domain: Domain, similarity: float) -> Assignment:
@@ -198,7 +205,7 @@ def _labelled_groups(embeddings: np.ndarray, labels: Sequence[str | None], seed:
     for row, label in enumerate(labels):
         if label in groups:
             groups[label].append(row)
-    index = DomainIndex([_describe(label, embeddings, rows, seed, settings) for label, rows in groups.items()])
+    index = DomainIndex([describe(label, embeddings, rows, seed, settings) for label, rows in groups.items()])
     loose = [row for row, label in enumerate(labels) if label not in groups]
     for row, assignment in zip(loose, index.assign_all(embeddings[loose]), strict=True):
         if assignment.domain is not None:
@@ -209,10 +216,13 @@ def _labelled_groups(embeddings: np.ndarray, labels: Sequence[str | None], seed:
 def _cluster(embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: DiscoverySettings) -> list[list[int]]:
     """Groups of rows that resemble each other, each large enough for a domain."""
     least = max(settings.min_size, round(settings.min_share * len(rows)))
-    sampled = _sample(rows, settings.max_rows, seed)
+    sampled = sample(rows, settings.max_rows, seed)
     enough = least * len(sampled) / len(rows) if rows else 0
-    cores = [part for part in _agglomerate(embeddings, sampled, settings.min_similarity) if len(part) >= enough]
-    index = DomainIndex([_describe(str(i), embeddings, core, seed, settings) for i, core in enumerate(cores)])
+    grouped = agglomerate(embeddings, sampled, settings.min_similarity)
+    if settings.join_similarity is not None:
+        grouped = _join(embeddings, grouped, enough, settings.join_similarity)
+    cores = [part for part in grouped if len(part) >= enough]
+    index = DomainIndex([describe(str(i), embeddings, core, seed, settings) for i, core in enumerate(cores)])
     groups: dict[str, list[int]] = {}
     for row, assignment in zip(rows, index.assign_all(embeddings[list(rows)]), strict=True):
         if assignment.domain is not None:
@@ -220,7 +230,7 @@ def _cluster(embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: D
     return [group for group in groups.values() if len(group) >= least]
 
 
-def _agglomerate(embeddings: np.ndarray, rows: Sequence[int], similarity: float) -> list[list[int]]:
+def agglomerate(embeddings: np.ndarray, rows: Sequence[int], similarity: float) -> list[list[int]]:
     """Merge the most similar groups while their mean similarity is at least `similarity`."""
     from sklearn.cluster import AgglomerativeClustering
 
@@ -235,38 +245,66 @@ def _agglomerate(embeddings: np.ndarray, rows: Sequence[int], similarity: float)
     return list(groups.values())
 
 
-def _describe(name: str, embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: DiscoverySettings) -> Domain:
+def _join(embeddings: np.ndarray, groups: list[list[int]], enough: float, similarity: float) -> list[list[int]]:
+    """Merge each group below `enough` rows into another, the most similar pair first, while their mean similarity allows it."""
+    import numpy as np
+
+    sums = np.stack([embeddings[group].sum(axis=0) for group in groups]) if groups else np.zeros((0, 1))
+    products, sizes = (sums @ sums.T).astype(float), np.array([len(group) for group in groups], dtype=float)
+    members = [list(group) for group in groups]
+    np.fill_diagonal(products, -np.inf)
+    while True:
+        small = np.flatnonzero((sizes > 0) & (sizes < enough))
+        if not len(small) or (sizes > 0).sum() < 2:
+            return [group for group in members if group]
+        means = products[small] / np.maximum(sizes[small][:, None] * sizes, 1.0)
+        row, host = np.unravel_index(int(np.argmax(means)), means.shape)
+        if means[row, host] < similarity:
+            return [group for group in members if group]
+        guest = small[row]
+        members[host] += members[guest]
+        members[guest] = []
+        products[host] += products[guest]
+        products[:, host] = products[host]
+        sizes[host] += sizes[guest]
+        sizes[guest] = 0.0
+        products[guest], products[:, guest], products[host, host] = -np.inf, -np.inf, -np.inf
+
+
+def describe(name: str, embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: DiscoverySettings) -> Domain:
     """The centroids of a domain's parts, and the similarity below which a request is novel."""
     import numpy as np
 
     members = embeddings[list(rows)]
-    centroids = _parts(members, seed, settings)
+    centroids = parts(members, seed, settings)
     nearest = (members @ centroids.T).max(axis=1)
     threshold = float(np.percentile(nearest, settings.novel_percentile)) - settings.novel_margin
     return Domain(name, centroids, len(rows), threshold)
 
 
-def _parts(members: np.ndarray, seed: int, settings: DiscoverySettings) -> np.ndarray:
+def parts(members: np.ndarray, seed: int, settings: DiscoverySettings) -> np.ndarray:
     """Centroids [parts, dimension] of length 1 by spherical k-means: a broad domain needs several."""
     import faiss
     import numpy as np
 
     count = min(len(members) // settings.part_size, settings.max_parts)
     if count < 2:
-        return _unit(members.mean(axis=0))[None, :]
+        return unit(members.mean(axis=0))[None, :]
     model = faiss.Kmeans(members.shape[1], count, niter=20, spherical=True, seed=seed, min_points_per_centroid=1)
     model.train(members)
     return np.asarray(model.centroids)
 
 
-def _unit(vector: np.ndarray) -> np.ndarray:
+def unit(vector: np.ndarray) -> np.ndarray:
+    """The vector at length 1; a zero stays zero."""
     import numpy as np
 
     length = float(np.linalg.norm(vector))
     return (vector / length if length > 0 else vector).astype(np.float32)
 
 
-def _sample(rows: Sequence[int], most: int, seed: int) -> list[int]:
+def sample(rows: Sequence[int], most: int, seed: int) -> list[int]:
+    """At most so many of the rows, in their order."""
     import numpy as np
 
     if len(rows) <= most:
@@ -275,7 +313,7 @@ def _sample(rows: Sequence[int], most: int, seed: int) -> list[int]:
     return [rows[i] for i in sorted(chosen)]
 
 
-def _term_names(
+def term_names(
     texts: Sequence[str], groups: Sequence[Sequence[int]], rivals: Sequence[Sequence[int]], *, reserved: Iterable[str]
 ) -> list[str]:
     """A name for each group from the words that set it apart; `rivals` are all groups, these ones last."""
