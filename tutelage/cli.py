@@ -61,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
     evolve.add_argument("--take-over", action="store_true", help="first give up cycles that a crash left running")
     evolve.add_argument("--config", metavar="DIR")
+    simulate = _command(commands, "simulate", _simulate, "measure the error rates of promotion and rollback on students of known truth")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated students for each question (default 1000)")
+    simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
+    simulate.add_argument("--config", metavar="DIR")
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
@@ -219,6 +224,13 @@ def _evolve(arguments: argparse.Namespace) -> int:
     command += ["--tenant", arguments.tenant] if arguments.tenant else []
     command += ["--take-over"] if arguments.take_over else []
     return processes.run_attached(home, "evolve", command, environment=environment)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from tutelage.simulation.command import simulate
+
+    config = Home.from_environment(arguments.home).config_dir(arguments.config)
+    return simulate(config, seed=arguments.seed, runs=arguments.runs, report=arguments.report)
 
 
 def _env(arguments: argparse.Namespace) -> None:

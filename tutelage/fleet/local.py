@@ -21,6 +21,8 @@ import httpx
 from tutelage.errors import BackendFailed, ConfigInvalid, EngineFailed, TutelageError
 from tutelage.evolution.gaps import EvolveSettings
 from tutelage.evolution.promotion import PromotionSettings
+from tutelage.evolution.rollout import RolloutSettings
+from tutelage.evolution.watch import WatchSettings
 from tutelage.fleet import engines, processes, tiers
 from tutelage.settings import CHECKOUT, GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
 from tutelage.stores import registry
@@ -66,7 +68,7 @@ class Local(AbstractContextManager["Local"]):
     def __init__(self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info) -> None:
         self.home, self.config_dir, self.host, self.port, self.workers, self._say = home, config_dir, host, port, workers, say
         self.tier, self.gateway = load(TierSettings, config_dir), load(GatewaySettings, config_dir)
-        for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings):
+        for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings, RolloutSettings, WatchSettings):
             load(kind, config_dir)  # every fault of the configuration is told before anything is started
         self.url = f"http://{host}:{port}"
         self.tier_url = f"http://127.0.0.1:{self.tier.port}"
