@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("--config", metavar="DIR")
     simulate = _command(commands, "simulate", _simulate, "measure the error rates of promotion and rollback on students of known truth")
     simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated students for each question (default 1000)")
+    simulate.add_argument("--runs", type=int, default=2000, metavar="N", help="simulated students for each question (default 2000)")
     simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
     simulate.add_argument("--config", metavar="DIR")
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
-    _listing(commands, "gaps", "the gaps of the newest cycle", "gaps")
+    _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
     usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
     usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
     _tenants(commands)
@@ -226,11 +226,11 @@ def _evolve(arguments: argparse.Namespace) -> int:
     return processes.run_attached(home, "evolve", command, environment=environment)
 
 
-def _simulate(arguments: argparse.Namespace) -> int:
+def _simulate(arguments: argparse.Namespace) -> None:
     from tutelage.simulation.command import simulate
 
     config = Home.from_environment(arguments.home).config_dir(arguments.config)
-    return simulate(config, seed=arguments.seed, runs=arguments.runs, report=arguments.report)
+    simulate(config, seed=arguments.seed, runs=arguments.runs, report=arguments.report)
 
 
 def _env(arguments: argparse.Namespace) -> None:

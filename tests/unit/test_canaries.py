@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tutelage.evolution.canaries import Canary, blocked, inflated, rotate
-from tutelage.scoring import wilson
+from tutelage.evolution.evidence import Tally
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ def canaries(first: int, count: int, quarter: int = 0) -> list[Canary]:
 
 
 def test_a_student_that_learned_the_canaries_by_heart_trips_the_alarm() -> None:
-    suspicion = inflated(wilson(110, 110), wilson(26, 40))
+    suspicion = inflated(Tally(110), Tally(26, 0, 14))
 
     assert suspicion.alarm
     assert "110 of 110" in suspicion.reason
@@ -30,13 +30,14 @@ def test_a_student_that_learned_the_canaries_by_heart_trips_the_alarm() -> None:
 
 @pytest.mark.parametrize("ability", [0.3, 0.6, 0.9])
 def test_an_honest_student_hardly_ever_does(ability: float) -> None:
-    alarms = [inflated(wilson(int(RNG.binomial(110, ability)), 110), wilson(int(RNG.binomial(40, ability)), 40)).alarm for _ in range(300)]
+    drawn = [(int(RNG.binomial(110, ability)), int(RNG.binomial(40, ability))) for _ in range(300)]
+    alarms = [inflated(Tally(exposed, 0, 110 - exposed), Tally(fresh, 0, 40 - fresh)).alarm for exposed, fresh in drawn]
 
     assert sum(alarms) <= 3
 
 
 def test_nothing_fresh_to_compare_with_is_no_suspicion() -> None:
-    assert not inflated(wilson(110, 110), wilson(0, 0)).alarm
+    assert not inflated(Tally(110), Tally()).alarm
 
 
 def test_a_full_set_gives_a_fifth_of_its_oldest_away_once_a_quarter() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tutelage.scoring import Rate
+from tutelage.evolution.evidence import Tally
 
 DOUBT = 1e-3  # a chance this small, or smaller, of so large a difference is no chance
 
@@ -24,7 +24,7 @@ class Suspicion:
     reason: str
 
 
-def inflated(exposed: Rate, fresh: Rate, *, what: str = "held-out items") -> Suspicion:
+def inflated(exposed: Tally, fresh: Tally, *, what: str = "held-out items") -> Suspicion:
     """Compare a share right where answers could leak or a judge be pleased (`exposed`) with one where they could not (`fresh`).
 
     Fisher's exact test, one-sided. A student trained on the evaluation set knows its items and not what came after; one that learned
@@ -32,9 +32,9 @@ def inflated(exposed: Rate, fresh: Rate, *, what: str = "held-out items") -> Sus
     """
     from scipy.stats import hypergeom
 
-    n, right = exposed.n + fresh.n, exposed.k + fresh.k
-    chance = float(hypergeom.sf(exposed.k - 1, n, right, exposed.n)) if exposed.n and fresh.n else 1.0
-    seen = f"{exposed.k} of {exposed.n} {what} right, but {fresh.k} of {fresh.n} that it cannot have seen (chance {chance:.2g})"
+    n, right = exposed.n + fresh.n, exposed.wins + fresh.wins
+    chance = float(hypergeom.sf(exposed.wins - 1, n, right, exposed.n)) if exposed.n and fresh.n else 1.0
+    seen = f"{exposed.wins} of {exposed.n} {what} right, but {fresh.wins} of {fresh.n} that it cannot have seen (chance {chance:.2g})"
     return Suspicion(chance <= DOUBT, chance, seen)
 
 

@@ -13,7 +13,6 @@ from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.promotion import EVEN, PromotionSettings, good_enough, judge
 from tutelage.evolution.rollout import Rollout, RolloutSettings, step
-from tutelage.scoring import wilson
 from tutelage.simulation.paths import HAIR, Paths, draw
 from tutelage.simulation.trials import CONFIDENCE, FRESH, HELD_OUT, Side, compare, held_out
 
@@ -75,7 +74,8 @@ def year(rng: Any, settings: PromotionSettings, rollout: RolloutSettings, *, stu
 
 def _student(rng: Any, settings: PromotionSettings) -> Truth:
     kind = KINDS[int(rng.integers(len(KINDS)))]
-    challenger, side = bool(rng.random() < 0.5), ("cheaper" if rng.random() < 0.5 else "same-cost")
+    challenger = bool(rng.random() < 0.5)
+    side: Side = "cheaper" if rng.random() < 0.5 else "same-cost"
     null = (EVEN - settings.margin if side == "cheaper" else EVEN) if challenger else settings.ta.min_win_rate
     rate = {
         "better": null + rng.uniform(0.08, 0.3),
@@ -99,7 +99,7 @@ def _first_of_domain(rng: Any, truth: Truth, settings: PromotionSettings, needed
     able = paths.log_e(0, null=settings.ta.min_win_rate, with_=evidence.tally) >= math.log(needed) - HAIR
     for look in range(1, QUERIES + 1):
         live = paths.tally(0, look)
-        if look % FRESH == 0 and inflated(wilson(right, HELD_OUT), wilson(live.wins, live.n)).alarm:
+        if look % FRESH == 0 and inflated(evidence.tally, live).alarm:
             return None
         if able[look - 1] and good_enough(evidence.tally + live, CONFIDENCE, settings.ta, needed=needed).passed:
             return look

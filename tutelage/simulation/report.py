@@ -21,7 +21,7 @@ HORIZON = 2_000  # queries that a student is looked at where nobody should ever 
 GATE_HORIZON = 500  # queries that the published gate is looked at
 CHAMPIONS, MOST_OUTCOMES = 100, 100_000  # that are as good as ever, to count false rollbacks; outcomes of each, at most
 OUTCOMES_A_RUN = 100
-RUNS_A_YEAR = 20  # one year of a fleet for so many runs
+RUNS_A_YEAR = 40  # one year of a fleet for so many runs
 
 Say = Callable[[str], None]
 

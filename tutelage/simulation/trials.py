@@ -123,7 +123,7 @@ def false_rollbacks(rng: Any, champions: int, outcomes: int, settings: WatchSett
 def held_out(right: int, *, fresh_right: int, majority: float, n: int = HELD_OUT) -> Evidence:
     """A student's evidence as the gate reads it: `right` of `n` held-out items, `fresh_right` of the ones it cannot have seen."""
     share = wilson(right, n)
-    doubt = inflated(share, wilson(fresh_right, FRESH))
+    doubt = inflated(Tally(right, 0, n - right), Tally(fresh_right, 0, FRESH - fresh_right))
     return Evidence(
         n=n, correct=right, wins=right, accuracy=share.rate, lower=share.lo, upper=share.hi, majority=majority, confidence=CONFIDENCE,
         ece=None, learnable=True, learnable_reason="simulated", suspicion=doubt.reason if doubt.alarm else None,

@@ -19,7 +19,7 @@ from tutelage.records import Tier
 from tutelage.stores.database import Pool
 from tutelage.stores.tenants import bump
 
-Action = Literal["promote", "keep", "refuse", "rollback"]
+Action = Literal["promote", "keep", "refuse", "rollback", "challenge", "advance", "stop", "demote", "quarantine"]
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,6 @@ async def abandon_cycles(pool: Pool, tenant_id: str) -> int:
 
 async def close_cycle(pool: Pool, cycle_id: str, *, status: str, summary: dict[str, Any]) -> None:
     await pool.execute("update cycles set status = $2, finished_at = now(), summary = $3 where id = $1", cycle_id, status, summary)
-
-
-async def save_gaps(pool: Pool, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows of (cycle_id, tenant_id, domain, requests, failure_rate, cost_microusd, priority, decision, reason)."""
-    await pool.executemany("insert into gaps values ($1, $2, $3, $4, $5, $6, $7, $8, $9)", rows)
-
-
-async def last_gaps(pool: Pool) -> list[dict[str, Any]]:
-    """The gaps of every tenant's newest finished or running cycle."""
-    rows = await pool.fetch(
-        "select g.* from gaps g join (select distinct on (tenant_id) id from cycles order by tenant_id, started_at desc) c "
-        "on c.id = g.cycle_id order by g.tenant_id, g.priority desc"
-    )
-    return [dict(row) for row in rows]
 
 
 async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str) -> int:
