@@ -85,6 +85,14 @@ class Comparison:
     champion: Cost = Cost()
 
 
+def compared(pairs: Tally, *, domain: str, price: float, champion_price: float) -> Comparison:
+    """A comparison within one domain; prices are micro-dollars of one answer. Which of a tie's two answers was right is not counted:
+    half of the ties stand as successes of either."""
+    candidate = Cost(price * pairs.n, pairs.wins + 0.5 * pairs.ties)
+    champion = Cost(champion_price * pairs.n, pairs.losses + 0.5 * pairs.ties)
+    return Comparison(pairs, {domain: pairs}, candidate, champion)
+
+
 @dataclass(frozen=True)
 class Evidence:
     """What is known of a candidate from frozen held-out items it never saw.
@@ -221,7 +229,7 @@ def demote(tier: Tier, wins: Tally, settings: PromotionSettings) -> Verdict:
 def _against_champion(comparison: Comparison, tier: Tier, held_out: str, settings: PromotionSettings) -> Verdict:
     harmful = worse(comparison, settings)
     finding = better(comparison, settings, needed=settings.evidence)
-    if harmful.passed or (finding.path == "superior" and comparison.pairs.lead <= 0):
+    if harmful.passed or (finding.path == "superior" and comparison.pairs.n and comparison.pairs.lead <= 0):
         return Verdict("refuse", None, f"{held_out}: not better than the champion it would replace: {finding.reason}")
     return Verdict("challenge", tier, f"{held_out}: challenges the champion: {finding.reason}")
 

@@ -104,11 +104,13 @@ class Local(AbstractContextManager["Local"]):
         self._say("starting the tier and the gateway")
         self._start_tier()
         self._start_gateway()
+        self._start_watch()
         self._wait("gateway", lambda: _healthy(f"{self.url}/health/ready"))
         self._wait("tier", self._control.ready)
         self.reconcile()
 
     def _stop(self) -> None:
+        processes.stop(self.home, "watch")
         processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
         processes.stop(self.home, "tier")
         engines.stop(self.home)
@@ -151,6 +153,11 @@ class Local(AbstractContextManager["Local"]):
         serve += ["--http1-header-read-timeout", "10000", "--backlog", "4096", "--backpressure", "4096"]
         processes.start(self.home, "gateway", serve, environment=environment)
 
+    def _start_watch(self) -> None:
+        watch = processes.python("-m", "flows.watch", "--config", str(self.config_dir))
+        environment = {"TUTELAGE_HOME": str(self.home.root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+        processes.start(self.home, "watch", watch, environment=environment)
+
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not ready():
@@ -187,7 +194,7 @@ class Local(AbstractContextManager["Local"]):
             if "TUTELAGE_VALKEY_URL" not in os.environ and processes.find(self.home, "valkey") is None:
                 self._say("Valkey ended; starting it again")
                 engines.start_valkey(self.home)
-            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway)):
+            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway), ("watch", self._start_watch)):
                 if processes.find(self.home, name) is None:
                     self._say(f"the {name} ended; starting it again")
                     start()
@@ -213,7 +220,8 @@ def stop_all(home: Home, *, but_not: int | None = None) -> list[str]:
 async def _wanted(database_url: str) -> list[tiers.Wanted]:
     pool = await open_pool(database_url, size=1)
     try:
-        return [tiers.Wanted(c.adapter, str(Path(c.path) / "adapter"), c.digest) for c in await registry.champions(pool)]
+        held = [(c.adapter, c.path, c.digest) for c in await registry.champions(pool)] + await registry.standby(pool)
+        return [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
     finally:
         await pool.close()
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
-from tutelage.evolution.promotion import EVEN, Comparison, Cost, Evidence, PromotionSettings, better, good_enough, judge
+from tutelage.evolution.promotion import EVEN, Comparison, Evidence, PromotionSettings, better, compared, good_enough, judge
 from tutelage.evolution.watch import Detector, WatchSettings, follow
 from tutelage.scoring import wilson
 from tutelage.simulation.paths import Paths, draw, looks
@@ -44,12 +44,9 @@ class Trial:
         return middle if middle <= self.horizon else None
 
 
-def compare(pairs: Tally, side: Side, domain: str = "simulated") -> Comparison:
-    """A comparison as production makes it of pairs whose champion is right as often as it wins or ties."""
-    price = PRICE if side == "same-cost" else PRICE / 2
-    candidate = Cost(price * pairs.n, pairs.wins + 0.5 * pairs.ties)
-    champion = Cost(PRICE * pairs.n, pairs.losses + 0.5 * pairs.ties)
-    return Comparison(pairs, {domain: pairs}, candidate, champion)
+def compare(pairs: Tally, side: Side) -> Comparison:
+    """A comparison as production makes it, of a candidate at the champion's price or at half of it."""
+    return compared(pairs, domain="simulated", price=PRICE if side == "same-cost" else PRICE / 2, champion_price=PRICE)
 
 
 def superior(rng: Any, runs: int, queries: int, settings: PromotionSettings, *, rate: float, ties: float = 0.0) -> Trial:

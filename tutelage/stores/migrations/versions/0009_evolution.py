@@ -21,9 +21,10 @@ create table tests (
     year integer not null,
     student text not null,
     version integer not null,
+    question text not null check (question in ('ta', 'teacher', 'champion')),
     passed boolean not null default false,
     primary key (year, number),
-    unique (student, version),
+    unique (student, version, question),
     foreign key (student, version) references versions (student, version)
 );
 create table evidence (
