@@ -238,6 +238,7 @@ async def _change_tier(pool: Pool, champion: Champion, counts: Mapping[str, Tall
         return []
     after = Pointer(now.sequence + 1, champion.student, champion.version, tier)
     await _decide(pool, champion.tenant_id, champion.domain, action, version, after, reason, {k: vars(v) for k, v in counts.items()}, now)
+    await standing.forget(pool, version, "live")
     await registry.complete_version(pool, *version, status=tier)
     return [f"{champion.student} v{champion.version}: {action} to {tier}, {reason}"]
 

@@ -112,6 +112,11 @@ async def add(pool: Pool | Any, version: Version, source: Source, tally: Tally) 
     )
 
 
+async def forget(pool: Pool | Any, version: Version, source: Source) -> None:
+    """Begin a count anew: what follows is asked of the version in another place."""
+    await pool.execute("delete from evidence where student = $1 and version = $2 and source = $3", *version, source)
+
+
 async def read(pool: Pool, version: Version) -> dict[str, Tally]:
     """A version's counts by source; sources without any are left out."""
     rows = await pool.fetch("select source, wins, ties, losses from evidence where student = $1 and version = $2", *version)
@@ -206,9 +211,7 @@ async def begin_rollout(pool: Pool, rollout: Rollout) -> None:
 async def move_rollout(pool: Pool, rollout: Rollout, *, percent: int) -> None:
     """On to the next share, with a stage's count begun anew; 100 % or none at all end it."""
     async with pool.acquire() as connection, connection.transaction():
-        await connection.execute(
-            "delete from evidence where student = $1 and version = $2 and source = 'stage'", rollout.student, rollout.version
-        )
+        await forget(connection, (rollout.student, rollout.version), "stage")
         if 0 < percent < 100:
             await connection.execute(
                 "update rollouts set percent = $3, updated_at = now() where tenant_id = $1 and domain = $2",
