@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
     _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
+    lineage = _listing(commands, "lineage", "from an answer to the requests it was learned from", "lineage")
+    lineage.add_argument("request_id", metavar="REQUEST_ID")
     usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
     usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
     _tenants(commands)
@@ -124,6 +126,13 @@ def _tenants(commands: Any) -> None:
     delete.add_argument("--yes", action="store_true", help="do not ask")
     delete.add_argument("--json", action="store_true")
     delete.set_defaults(operation="delete_tenant", confirm="ends all keys of {name} and erases its prompts and answers, for good")
+    erase = _command(
+        actions, "erase", _operate, "erase all of a tenant's texts, also from training files; quarantine what learned from them"
+    )
+    erase.add_argument("name")
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    erase.add_argument("--json", action="store_true")
+    erase.set_defaults(operation="erase_tenant", confirm="erases all texts of {name} and takes every student that learned from them away")
     _listing(actions, "list", "list tenants", "tenants")
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from tutelage import erasure, lineage
 from tutelage.errors import AuditBroken, InvalidRequest
 from tutelage.evolution.gaps import EvolveSettings, measure
 from tutelage.fleet import engines, processes
@@ -282,6 +283,17 @@ async def export_audit(pool: Pool, home: Home, arguments: argparse.Namespace) ->
     return {"file": arguments.file, "links": links, "heads": str(file.path), "public_key": file.public_text}
 
 
+async def erase_tenant(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """Erase everything of a tenant and put in quarantine what learned from it; the certificate."""
+    tenant = await tenants.find_tenant(pool, arguments.name)
+    return await erasure.erase_tenant(pool, home, tenant, actor=by_hand().actor, now=datetime.now(UTC))
+
+
+async def trace(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """From an answer to the requests it was learned from."""
+    return await lineage.trace(pool, arguments.request_id)
+
+
 async def erase(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
     """Erase what a tenant asked and was answered: one request, all before a day, or all."""
     if sum(map(bool, (arguments.request, arguments.before, arguments.all))) != 1:
@@ -313,4 +325,6 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "list_audit": list_audit,
     "export_audit": export_audit,
     "erase": erase,
+    "erase_tenant": erase_tenant,
+    "lineage": trace,
 }

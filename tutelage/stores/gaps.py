@@ -50,8 +50,8 @@ async def traffic(pool: Pool, tenant_id: str, *, rows: int, since: Mapping[str, 
 
 def newest(versions: Sequence[Mapping[str, Any]], tenant_id: str) -> dict[str, Mapping[str, Any]]:
     """The newest version of each domain that a gate has judged. One still "training" when a cycle begins was left by a cycle that was
-    cut off: nothing was learned from it, so its requests are there to learn from."""
-    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] != "training"}
+    cut off: nothing was learned from it, so its requests are there to learn from; so are those of one in quarantine."""
+    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] not in ("training", "quarantined")}
 
 
 def tried(version: Mapping[str, Any]) -> Tried:
