@@ -126,9 +126,7 @@ def _tenants(commands: Any) -> None:
     delete.add_argument("--yes", action="store_true", help="do not ask")
     delete.add_argument("--json", action="store_true")
     delete.set_defaults(operation="delete_tenant", confirm="ends all keys of {name} and erases its prompts and answers, for good")
-    erase = _command(
-        actions, "erase", _operate, "erase all of a tenant's texts, also from training files; quarantine what learned from them"
-    )
+    erase = _command(actions, "erase", _operate, "erase a tenant's texts, also from training files; quarantine what learned from them")
     erase.add_argument("name")
     erase.add_argument("--yes", action="store_true", help="do not ask")
     erase.add_argument("--json", action="store_true")

@@ -1,7 +1,8 @@
 """Everything of one tenant, wherever it is, and what learned from it: erased, put in quarantine, and certified.
 
 The texts go (database, training files, DVC's copies, canaries, domains, cached replies); what was trained on them answers nobody any
-more; the bill and the audit chain stay. What is left of a mixed data set is learned again by the next cycle. It refuses to ask whether that is wanted.
+more; the bill and the audit chain stay. What is left of a mixed data set is learned again by the next cycle. It refuses to ask whether
+that is wanted.
 """
 
 from __future__ import annotations
