@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import task
@@ -13,14 +15,23 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.students import Student
 from flows.workshop import Cycle, connected, run_stage, tell
-from tutelage.evolution.promotion import Evidence, PromotionSettings, Verdict, judge
+from tutelage.evolution.evidence import Tally
+from tutelage.evolution.outcomes import contest
+from tutelage.evolution.promotion import Comparison, Evidence, PromotionSettings, Verdict, compared, judge
 from tutelage.fleet.tiers import TierControl, Wanted
 from tutelage.settings import TierSettings, load
+from tutelage.stores import evidence as standing
 from tutelage.stores import registry
 from tutelage.stores.registry import Decision, Pointer
 
-DECISIONS = {"promote": "promoted", "keep": "kept", "refuse": "refused"}
-ALIASES = {"promote": "champion", "keep": "student", "refuse": None}
+DECISIONS = {"promote": "promoted", "keep": "kept", "refuse": "refused", "challenge": "challenges"}
+TOLD = {
+    "promote": "answers {domain}",
+    "keep": "answers {domain} where it is sure",
+    "refuse": "refused, nothing changes",
+    "challenge": "in shadow: the champion of {domain} goes on answering",
+}
+ALIASES = {"promote": "champion", "keep": "student", "refuse": None, "challenge": "challenger"}
 
 
 @dataclass(frozen=True)
@@ -39,14 +50,19 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
     report, manifest = student.report(), student.manifest()
     async with connected(cycle) as pool:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
-        champion = await _accuracy(pool, pointer)
-        evidence = _evidence(report, manifest, champion)
-        verdict = judge(evidence, load(PromotionSettings, cycle.config_dir))
+        comparison = await _comparison(pool, student, report, pointer)
+        evidence = _evidence(report, manifest, comparison, _leaked(student))
+        settings = load(PromotionSettings, cycle.config_dir)
+        number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
+        verdict = judge(evidence, settings, needed=settings.needed(number, passed))
+        if verdict.action == "promote" and "ta" in settings.approval:
+            verdict = Verdict("keep", "student", f"{verdict.reason}; a person confirms every ta (promotion.yaml, approval)")
+        await _note(pool, student, evidence, verdict)
         await registry.complete_version(
             pool,
             student.name,
             student.version,
-            status={"promote": "ta", "keep": "student", "refuse": "refused"}[verdict.action],
+            status={"promote": "ta", "keep": "student", "refuse": "refused", "challenge": "challenger"}[verdict.action],
             digest=manifest["adapter_digest"],
             base_fingerprint=manifest["base_fingerprint"],
             calibrator=report["calibrator"],
@@ -92,7 +108,7 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
     if verdict.action != "refuse":
         _load(cycle, judged)
     now = Pointer(judged.pointer.sequence + 1, student.name, student.version, verdict.tier)
-    champion = judged.pointer if verdict.action == "refuse" else now
+    champion = now if verdict.action in ("promote", "keep") else judged.pointer
     async with connected(cycle) as pool:
         await registry.decide(
             pool,
@@ -108,7 +124,10 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
             ),
             expected=judged.pointer.sequence,
         )
-    tell("rollout", "refused, nothing changes" if verdict.action == "refuse" else f"answers {student.domain}", student=student.name)
+        if verdict.action == "challenge" and verdict.tier is not None:
+            rollout = standing.Rollout(cycle.tenant_id, student.domain, student.name, student.version, 0, verdict.tier)
+            await standing.begin_rollout(pool, rollout)
+    tell("rollout", TOLD[verdict.action].format(domain=student.domain), student=student.name)
 
 
 def card(student: Student, evidence: Evidence, verdict: Verdict) -> str:
@@ -130,7 +149,7 @@ def card(student: Student, evidence: Evidence, verdict: Verdict) -> str:
     return head + "\n".join(f"| {name} | {str(value).replace('|', '/')} |" for name, value in rows.items())
 
 
-def _evidence(report: dict[str, Any], manifest: dict[str, Any], champion: float | None) -> Evidence:
+def _evidence(report: dict[str, Any], manifest: dict[str, Any], comparison: Comparison | None, suspicion: str | None) -> Evidence:
     untrained = report["untrained"]
     return Evidence(
         n=report["n"],
@@ -145,7 +164,8 @@ def _evidence(report: dict[str, Any], manifest: dict[str, Any], champion: float 
         learnable=manifest["learnable"] is not False,  # None: the data were too few for a probe
         learnable_reason=manifest["reason"],
         before=untrained["correct"] / untrained["n"] if untrained["n"] else None,
-        champion_accuracy=champion,
+        comparison=comparison,
+        suspicion=suspicion,
     )
 
 
@@ -160,12 +180,59 @@ def _cost(student: Student, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-async def _accuracy(pool: Any, pointer: Pointer) -> float | None:
-    """The champion's share right on the held-out items: they are frozen, so it compares with the candidate's."""
+async def _note(pool: Any, student: Student, evidence: Evidence, verdict: Verdict) -> None:
+    """Begin the version's evidence with what the held-out items said; live outcomes are added to it."""
+    version = (student.name, student.version)
+    await standing.add(pool, version, "held-out", evidence.tally)
+    if evidence.comparison is not None:
+        await standing.add(pool, version, "pairs", evidence.comparison.pairs)
+    if verdict.tier == "ta":
+        await standing.mark_passed(pool, *version, "ta")
+
+
+async def _comparison(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> Comparison | None:
+    """Candidate and champion on the held-out items that both answered: they are frozen, so most are the same. None without a champion."""
     for version in await registry.list_versions(pool):
         if (version["student"], version["version"]) == (pointer.student, pointer.version):
-            return float(version["evidence"]["accuracy"])
+            folder = Path(version["path"])
+            pairs, theirs = Tally(), _answers(folder)
+            for prompt, right in _answers(student.folder).items():
+                if prompt in theirs:
+                    pairs += contest(right, theirs[prompt])
+            return compared(pairs, domain=student.domain, price=_tokens(report), champion_price=_tokens(_report(folder)))
     return None
+
+
+def _answers(folder: Path) -> dict[str, bool]:
+    """Right or wrong by prompt, as the version's evaluation wrote it; empty where it left nothing."""
+    file = folder / "predictions.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {row["prompt"]: row["correct"] for row in rows}
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    file = folder / "report.json"
+    report: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    return report
+
+
+def _tokens(report: dict[str, Any]) -> float:
+    """What an answer costs, in tokens: both stand on one base, and seconds would measure how busy the machine was."""
+    return float((report.get("prompt_tokens", 0) + report.get("completion_tokens", 0)) / max(report.get("n", 0), 1))
+
+
+def _leaked(student: Student) -> str | None:
+    """Held-out prompts that stand in the training rows all the same: then no figure on them can be believed."""
+    curated = student.folder / "curated"
+    trained, held = (_prompts(curated / f"{name}.jsonl") for name in ("train", "test"))
+    leaked = len(trained & held)
+    return f"{leaked} of {len(held)} held-out prompts were trained on" if leaked else None
+
+
+def _prompts(file: Path) -> set[str]:
+    """The prompts of a split as canonical text; empty where there is none."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {json.dumps(row["messages"][:-1], sort_keys=True) if "messages" in row else str(row.get("prompt")) for row in rows}
 
 
 def _job(cycle: Cycle, judged: Judged) -> dict[str, Any]:

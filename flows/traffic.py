@@ -13,11 +13,19 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.workshop import Cycle, connected, tell
-from tutelage.evolution.gaps import EvolveSettings, Gap, Traffic, measure
+from tutelage.evolution.evidence import Tally
+from tutelage.evolution.gaps import EvolveSettings, Gap, measure
+from tutelage.routing.recall import Recall, Recalled
+from tutelage.scoring import matches
 from tutelage.settings import load
+from tutelage.stores import gaps as ledger
 from tutelage.stores import interactions, registry
 
 SEED = 0
+SHOWN = (
+    "domain", "requests", "failure_rate", "failure_95", "escalation_rate", "cost_per_day_microusd", "learnability", "kind", "priority",
+    "decision", "reason",
+)  # fmt: skip
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
@@ -56,14 +64,14 @@ async def detect_gaps(cycle: Cycle) -> list[Gap]:
     """Where the teacher is needed often and dearly; kept in the database and shown as a table."""
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
+        newest = ledger.newest(await registry.list_versions(pool), cycle.tenant_id)
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)
-        newest = _judged(await registry.list_versions(pool), cycle.tenant_id)
-        traffic = _count(rows, {domain: v["created_at"] for domain, v in newest.items()})
-        trained_on = {domain: int((v["evidence"] or {}).get("requests", 0)) for domain, v in newest.items()}
-        gaps = measure(traffic, settings, trained_on=trained_on)
-        fields = ("domain", "requests", "failure_rate", "cost_microusd", "priority", "decision", "reason")
-        table = [{name: getattr(gap, name) for name in fields} for gap in gaps]
-        await registry.save_gaps(pool, [(cycle.id, cycle.tenant_id, *row.values()) for row in table])
+        since = {domain: v["created_at"] for domain, v in newest.items()}
+        traffic = await ledger.traffic(pool, cycle.tenant_id, rows=settings.window_rows, since=since, recalled=recalled(rows))
+        tried = {domain: ledger.tried(v) for domain, v in newest.items()}
+        gaps = measure(traffic, settings, tried=tried, spent_seconds=await ledger.trained_today(pool, cycle.tenant_id))
+        await ledger.keep(pool, cycle.id, cycle.tenant_id, gaps)
+    table = [{name: getattr(gap, name) for name in SHOWN} for gap in gaps]
     await acreate_table_artifact(key="gaps", table=table, description=f"Gaps of {cycle.tenant_name}: frequency × cost × failure")
     for gap in gaps:
         tell("gaps", f"{gap.domain}: {gap.decision}, {gap.reason}")
@@ -109,29 +117,29 @@ def _example(cycle: Cycle, row: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _judged(versions: Sequence[dict[str, Any]], tenant_id: str) -> dict[str, dict[str, Any]]:
-    """The newest version of each domain that a gate has judged. One still "training" when a cycle begins was left by a cycle that was
-    cut off: nothing was learned from it, so its requests are there to learn from."""
-    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] != "training"}
+def recalled(rows: Sequence[dict[str, Any]], *, most: int = 200) -> dict[str, Tally]:
+    """For each domain how often the accepted answer to the most similar other request is right, asked of its newest `most` requests:
+    the baseline that is tried before any training."""
+    import numpy as np
 
-
-def _count(rows: Sequence[dict[str, Any]], since: dict[str, Any]) -> list[Traffic]:
-    known: Counter[str] = Counter()
-    requests: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    cost: Counter[str] = Counter()
+    accepted: dict[str, list[tuple[Recalled, Any]]] = {}
     for row in rows:
-        domain = row["domain"]
-        if domain is None or row["cache"].startswith("hit"):
-            continue
-        known[domain] += 1
-        if domain in since and row["created_at"] <= since[domain]:
-            continue
-        requests[domain] += 1
-        cost[domain] += row["cost_microusd"]
-        wrong = row["feedback_score"] is not None and row["feedback_score"] < 0.5
-        failed[domain] += row["tier"] == "teacher" or wrong
-    return [Traffic(domain, known[domain], requests[domain], failed[domain], cost[domain]) for domain in sorted(known)]
+        answer = row["feedback_label"] or (row["answer"] if row["tier"] == "teacher" and row["finish_reason"] in (None, "stop") else None)
+        if answer is not None and row["domain"] and row["embedding"] and not row["cache"].startswith("hit"):
+            accepted.setdefault(row["domain"], []).append(
+                (Recalled(_prompt(row["messages"]), answer), np.frombuffer(row["embedding"], "f4"))
+            )
+    found = {}
+    for domain, pairs in accepted.items():
+        answers, vectors = [answer for answer, _ in pairs], np.stack([vector for _, vector in pairs])
+        index = Recall(answers, vectors)
+        right = tried = 0
+        for place in range(max(0, len(answers) - most), len(answers)):
+            nearest = index.nearest(vectors[place], most=1, but_not=place)
+            tried += 1
+            right += bool(nearest) and matches(nearest[0].answer, answers[place].answer)
+        found[domain] = Tally(right, 0, tried - right)
+    return found
 
 
 def _prompt(messages: Sequence[dict[str, Any]]) -> str:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from benchmarks import replicas
@@ -19,6 +20,8 @@ from tutelage.fleet import engines, processes
 from tutelage.settings import CHECKOUT, Home
 from tutelage.stores.database import create_database, migrate
 
+hypothesis.settings.register_profile("any-machine", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("any-machine")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 for name in ("TUTELAGE_HOME", "TUTELAGE_CONFIG", "TUTELAGE_DATABASE_URL", "TUTELAGE_VALKEY_URL", "TUTELAGE_TIER_TOKEN"):

@@ -31,7 +31,7 @@ MAX_TAG = 5000  # characters; MLflow refuses longer values
 class Verdict(Strict):
     """What the gate decided and on what evidence."""
 
-    decision: Literal["promoted", "kept", "refused"]
+    decision: Literal["promoted", "kept", "refused", "challenges"]
     reason: str
     evidence: Mapping[str, Any] = Field(default_factory=dict)
 

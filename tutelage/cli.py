@@ -71,13 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     cache.add_argument("--report", type=Path, required=True, metavar="FILE", help="write it as JSON here, and its plot as SVG beside it")
     cache.add_argument("--seed", type=int, default=0)
+    simulate = _command(commands, "simulate", _simulate, "measure the error rates of promotion and rollback on students of known truth")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--runs", type=int, default=2000, metavar="N", help="simulated students for each question (default 2000)")
+    simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
+    simulate.add_argument("--config", metavar="DIR")
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
     _evaluations(commands)
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
-    _listing(commands, "gaps", "the gaps of the newest cycle", "gaps")
+    _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
+    lineage = _listing(commands, "lineage", "from an answer to the requests it was learned from", "lineage")
+    lineage.add_argument("request_id", metavar="REQUEST_ID")
     usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
     usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
     _tenants(commands)
@@ -152,6 +159,11 @@ def _tenants(commands: Any) -> None:
     delete.add_argument("--yes", action="store_true", help="do not ask")
     delete.add_argument("--json", action="store_true")
     delete.set_defaults(operation="delete_tenant", confirm="ends all keys of {name} and erases its prompts and answers, for good")
+    erase = _command(actions, "erase", _operate, "erase a tenant's texts, also from training files; quarantine what learned from them")
+    erase.add_argument("name")
+    erase.add_argument("--yes", action="store_true", help="do not ask")
+    erase.add_argument("--json", action="store_true")
+    erase.set_defaults(operation="erase_tenant", confirm="erases all texts of {name} and takes every student that learned from them away")
     _listing(actions, "list", "list tenants", "tenants")
 
 
@@ -282,6 +294,13 @@ def _cache_eval(arguments: argparse.Namespace) -> None:
     for line in cache_eval.lines(told):
         print(line)
     _say(f"report: {arguments.report}, plot: {arguments.report.with_suffix('.svg')}")
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from tutelage.simulation.command import simulate
+
+    config = Home.from_environment(arguments.home).config_dir(arguments.config)
+    simulate(config, seed=arguments.seed, runs=arguments.runs, report=arguments.report)
 
 
 def _env(arguments: argparse.Namespace) -> None:

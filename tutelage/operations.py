@@ -21,20 +21,26 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
+from tutelage import erasure, lineage
 from tutelage.errors import AuditBroken, InvalidRequest
+from tutelage.evolution.gaps import EvolveSettings, measure
 from tutelage.fleet import engines, processes
 from tutelage.gateway import limits, tenancy
 from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.tenancy import Maker, Scope
 from tutelage.records import Key, Tenant
-from tutelage.settings import Home
-from tutelage.stores import audit, bodies, interactions, registry, tenants, usage
+from tutelage.settings import Home, load
+from tutelage.stores import audit, bodies, gaps, interactions, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.heads import HeadsExporter, HeadsFile
 
 Result = list[dict[str, Any]] | dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MOST_TIME = timedelta(days=36_500)
+GAP = (
+    "domain", "requests", "per_day", "failure_rate", "failure_95", "escalation_rate", "escalation_95", "cost_microusd",
+    "cost_per_day_microusd", "learnability", "kind", "training_seconds", "priority", "decision", "reason",
+)  # fmt: skip
 BY_ITSELF = Maker(tenants.SYSTEM)
 
 
@@ -201,8 +207,21 @@ async def list_promotions(pool: Pool, _home: Home, _arguments: argparse.Namespac
     return await registry.list_promotions(pool)
 
 
-async def list_gaps(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
-    return await registry.last_gaps(pool)
+async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
+    """What the traffic shows just now, by what a second of training is expected to save; a cycle decides by the same rule."""
+    settings, versions = load(EvolveSettings, home.config_dir()), await registry.list_versions(pool)
+    found: list[dict[str, Any]] = []
+    for tenant in await tenants.list_tenants(pool):
+        newest = gaps.newest(versions, tenant.id)
+        since = {domain: version["created_at"] for domain, version in newest.items()}
+        recalled = await gaps.last_recalled(pool, tenant.id)
+        traffic = await gaps.traffic(pool, tenant.id, rows=settings.window_rows, since=since, recalled=recalled)
+        tried = {domain: gaps.tried(version) for domain, version in newest.items()}
+        spent = await gaps.trained_today(pool, tenant.id)
+        for gap in measure(traffic, settings, tried=tried, spent_seconds=spent):
+            told = gap.to_dict()
+            found.append({"tenant_id": tenant.id, **{name: told[name] for name in GAP}})
+    return found
 
 
 async def list_usage(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
@@ -221,7 +240,7 @@ async def status(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Resu
         "running": ", ".join(running),
         "tiers": champions,
         "students": await list_students(pool, home, _arguments),
-        "gaps": await registry.last_gaps(pool),
+        "gaps": await list_gaps(pool, home, _arguments),
         "spend": await interactions.spend(pool, None),
     }
 
@@ -277,6 +296,17 @@ async def export_audit(pool: Pool, home: Home, arguments: argparse.Namespace) ->
     return {"file": arguments.file, "links": links, "heads": str(file.path), "public_key": file.public_text}
 
 
+async def erase_tenant(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """Erase everything of a tenant and put in quarantine what learned from it; the certificate."""
+    tenant = await tenants.find_tenant(pool, arguments.name)
+    return await erasure.erase_tenant(pool, home, tenant, actor=by_hand().actor, now=datetime.now(UTC))
+
+
+async def trace(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """From an answer to the requests it was learned from."""
+    return await lineage.trace(pool, arguments.request_id)
+
+
 async def erase(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
     """Erase what a tenant asked and was answered: one request, all before a day, or all."""
     if sum(map(bool, (arguments.request, arguments.before, arguments.all))) != 1:
@@ -308,4 +338,6 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "list_audit": list_audit,
     "export_audit": export_audit,
     "erase": erase,
+    "erase_tenant": erase_tenant,
+    "lineage": trace,
 }

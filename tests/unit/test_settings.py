@@ -9,9 +9,13 @@ import pytest
 from tutelage.errors import ConfigInvalid
 from tutelage.evolution.gaps import EvolveSettings
 from tutelage.evolution.promotion import PromotionSettings
+from tutelage.evolution.rollout import RolloutSettings
+from tutelage.evolution.watch import WatchSettings
 from tutelage.settings import CHECKOUT, GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
 
-KINDS = (EvolveSettings, GatewaySettings, ModelsSettings, PromotionSettings, RoutingSettings, TierSettings)
+KINDS = (
+    EvolveSettings, GatewaySettings, ModelsSettings, PromotionSettings, RolloutSettings, RoutingSettings, TierSettings, WatchSettings,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from flows.traffic import _judged
+from tutelage.stores.gaps import newest
 
 
 def test_a_version_that_a_cut_off_cycle_left_in_training_hides_no_gap() -> None:
     def version(domain: str, number: int, status: str, tenant: str = "a") -> dict[str, object]:
         return {"tenant_id": tenant, "domain": domain, "version": number, "status": status}
 
-    known = _judged(
+    known = newest(
         [
             version("sums", 1, "training"),
             version("gold", 1, "refused"),

@@ -1,4 +1,4 @@
-"""Where cheap models fail often and dearly enough to be worth a student: frequency × cost × failure.
+"""Where cheap models fail often and dearly enough to be worth a student, in the order of what a second of training is expected to save.
 
 A pure rule over counted traffic; it refuses to know where the counts come from or how a student is trained.
 """
@@ -6,16 +6,28 @@ A pure rule over counted traffic; it refuses to know where the counts come from 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 from pydantic import Field
 
+from tutelage.evolution.evidence import Tally
+from tutelage.scoring import wilson
 from tutelage.settings import Strict
+
+Kind = Literal["skill", "knowledge"]
+Choice = Literal["train", "retrieve", "wait"]
+HOPELESS = 0.05  # share of the requests that a domain's next student may take when its last one learned nothing
 
 
 class EvolveSettings(Strict):
-    """When a gap is worth a student, and how much one cycle may take on (`evolve.yaml`)."""
+    """When a gap is worth a student, and how much one cycle may take on (`evolve.yaml`).
+
+    `training_seconds_per_day`: core-seconds of training that a tenant's gaps may use in a day; `training_seconds`: of one student, where
+    none of its domain was trained yet. `untried_share`: the share of a domain that an untried student is expected to take over.
+    `recall_from`: a gap is one of knowledge when the nearest earlier answer is right so often, with 95 % confidence. `retrieval`:
+    whether the gateway answers such gaps from earlier answers; otherwise they are trained like any other.
+    """
 
     window_rows: int = Field(default=20_000, gt=0)
     min_requests: int = Field(default=100, gt=0)
@@ -23,63 +35,140 @@ class EvolveSettings(Strict):
     max_students: int = Field(default=8, gt=0)
     retry_growth: float = Field(default=1.5, gt=1)
     min_domain_size: int = Field(default=30, gt=1)
+    training_seconds_per_day: float = Field(default=86_400, ge=0)
+    training_seconds: float = Field(default=600, gt=0)
+    untried_share: float = Field(default=0.5, gt=0, le=1)
+    recall_from: float = Field(default=0.85, gt=0, le=1)
+    retrieval: bool = False
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one domain saw since its newest student version (or in the whole window): requests, those that no cheap model answered
-    acceptably, and what they cost in micro-dollars. `known`: requests of the whole window, all a student could learn from."""
+    """What one domain saw since its newest student version (or in the whole window).
+
+    `requests`; `failed`: those that no cheap model answered acceptably; `escalated`: those a cheap model tried and the teacher answered;
+    `cost_microusd` in `days`. `known`: requests of the whole window, all a student could learn from. `recalled`: how often the answer to
+    the most similar earlier request was right, the baseline that is tried before any training.
+    """
 
     domain: str
     known: int
     requests: int
     failed: int
     cost_microusd: int
+    escalated: int = 0
+    days: float = 1.0
+    recalled: Tally = field(default_factory=Tally)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of a domain's newest student: requests it learned from, whether a probe found the task learnable, the share of held-out
+    items it got right, the core-seconds it took (None: not known)."""
+
+    requests: int
+    learnable: bool = True
+    accuracy: float | None = None
+    core_seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Gap:
-    """One domain's place in the queue for students; `priority` is micro-dollars lost to failure per request of all traffic."""
+    """One domain's place in the queue. Rates come with 95 % Wilson bounds; `priority` is the saving in micro-dollars a day that one
+    core-second of training is expected to bring; `learnability` the share of requests a student is expected to take."""
 
     domain: str
     requests: int
+    per_day: float
+    share: float
     failure_rate: float
+    failure_95: tuple[float, float]
+    escalation_rate: float
+    escalation_95: tuple[float, float]
     cost_microusd: int
+    cost_per_day_microusd: float
+    learnability: float
+    kind: Kind
+    recalled: Tally
+    training_seconds: float
     priority: float
-    decision: Literal["train", "wait"]
+    decision: Choice
     reason: str
 
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
-def measure(traffic: Sequence[Traffic], settings: EvolveSettings, *, trained_on: Mapping[str, int]) -> list[Gap]:
-    """Gaps by falling priority, the first `max_students` worthy ones to be trained.
 
-    `trained_on`: requests of a domain that its newest student version was trained on; it is tried again only when there is
-    `retry_growth` times as much to learn from.
+def measure(traffic: Sequence[Traffic], settings: EvolveSettings, *, tried: Mapping[str, Tried], spent_seconds: float = 0.0) -> list[Gap]:
+    """Gaps by falling priority; the first worthy ones are trained, as many as a cycle and what is left of the day's budget allow.
+
+    `tried`: of each domain's newest student version; another is tried only when there is `retry_growth` times as much to learn from.
+    `spent_seconds`: core-seconds of training that were used today already.
     """
     everything = sum(t.requests for t in traffic) or 1
-    ranked = sorted(traffic, key=lambda t: (-_priority(t, everything), t.domain))
-    gaps: list[Gap] = []
-    for domain in ranked:
-        refusal = _refusal(domain, settings, trained_on.get(domain.domain, 0))
-        if refusal is None and sum(g.decision == "train" for g in gaps) >= settings.max_students:
+    measured = [(t, _measured(t, settings, tried.get(t.domain), everything)) for t in traffic]
+    left, chosen, gaps = settings.training_seconds_per_day - spent_seconds, 0, []
+    for domain, gap in sorted(measured, key=lambda pair: (-pair[1].priority, pair[1].domain)):
+        refusal = _refusal(domain, settings, tried.get(domain.domain))
+        if refusal is None and gap.kind == "knowledge" and settings.retrieval:
+            gaps.append(replace(gap, decision="retrieve", reason=_recalled(domain)))
+            continue
+        if refusal is None and chosen >= settings.max_students:
             refusal = f"{settings.max_students} gaps of this cycle are worth more"
-        rate, priority = domain.failed / max(domain.requests, 1), _priority(domain, everything)
-        reason = refusal or f"{rate:.0%} of {domain.requests} requests needed the teacher and cost ${domain.cost_microusd / 1e6:.4f}"
-        gaps.append(Gap(domain.domain, domain.requests, rate, domain.cost_microusd, priority, "wait" if refusal else "train", reason))
+        if refusal is None and gap.training_seconds > left:
+            refusal = f"about {gap.training_seconds:.0f} core-seconds of training are needed, {max(left, 0):.0f} are left of today's"
+        if refusal is None:
+            chosen, left = chosen + 1, left - gap.training_seconds
+        gaps.append(replace(gap, decision="wait", reason=refusal) if refusal else gap)
     return gaps
 
 
-def _priority(domain: Traffic, everything: int) -> float:
-    frequency = domain.requests / everything
-    cost = domain.cost_microusd / max(domain.requests, 1)
-    return frequency * cost * domain.failed / max(domain.requests, 1)
+def _measured(traffic: Traffic, settings: EvolveSettings, tried: Tried | None, everything: int) -> Gap:
+    """The domain's figures, as if it were chosen."""
+    failed, escalated = wilson(traffic.failed, traffic.requests), wilson(traffic.escalated, traffic.requests)
+    per_day = traffic.cost_microusd / max(traffic.days, 1e-9)
+    learnability = _learnability(settings, tried)
+    seconds = tried.core_seconds if tried and tried.core_seconds else settings.training_seconds
+    saving = per_day * failed.rate * learnability
+    recall = wilson(traffic.recalled.wins, traffic.recalled.n)
+    knowledge = recall.lo >= settings.recall_from
+    told = f"{failed.rate:.0%} of {traffic.requests} requests needed the teacher and cost ${traffic.cost_microusd / 1e6:.4f}"
+    return Gap(
+        domain=traffic.domain,
+        requests=traffic.requests,
+        per_day=traffic.requests / max(traffic.days, 1e-9),
+        share=traffic.requests / everything,
+        failure_rate=failed.rate,
+        failure_95=(failed.lo, failed.hi),
+        escalation_rate=escalated.rate,
+        escalation_95=(escalated.lo, escalated.hi),
+        cost_microusd=traffic.cost_microusd,
+        cost_per_day_microusd=per_day,
+        learnability=learnability,
+        kind="knowledge" if knowledge else "skill",
+        recalled=traffic.recalled,
+        training_seconds=seconds,
+        priority=saving / seconds,
+        decision="train",
+        reason=f"{told}; {_recalled(traffic)}" if knowledge else told,
+    )
 
 
-def _refusal(domain: Traffic, settings: EvolveSettings, trained_on: int) -> str | None:
+def _learnability(settings: EvolveSettings, tried: Tried | None) -> float:
+    if tried is None or (tried.learnable and tried.accuracy is None):
+        return settings.untried_share
+    return max(tried.accuracy or 0.0, HOPELESS) if tried.learnable else HOPELESS
+
+
+def _recalled(traffic: Traffic) -> str:
+    return f"the most similar earlier answer was right {traffic.recalled.wins} of {traffic.recalled.n} times: knowledge, which is on record"
+
+
+def _refusal(domain: Traffic, settings: EvolveSettings, tried: Tried | None) -> str | None:
     rate = domain.failed / max(domain.requests, 1)
-    if trained_on and domain.known < settings.retry_growth * trained_on:
-        needed = round(settings.retry_growth * trained_on)
-        return f"its newest student saw {trained_on} requests; another is tried from {needed}, there are {domain.known}"
+    if tried and tried.requests and domain.known < settings.retry_growth * tried.requests:
+        needed = round(settings.retry_growth * tried.requests)
+        return f"its newest student saw {tried.requests} requests; another is tried from {needed}, there are {domain.known}"
     if domain.requests < settings.min_requests:
         return f"{domain.requests} requests are too few to learn from; {settings.min_requests} are needed"
     if rate < settings.min_failure_rate:

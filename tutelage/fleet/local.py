@@ -21,6 +21,8 @@ import httpx
 from tutelage.errors import BackendFailed, ConfigInvalid, EngineFailed, TutelageError
 from tutelage.evolution.gaps import EvolveSettings
 from tutelage.evolution.promotion import PromotionSettings
+from tutelage.evolution.rollout import RolloutSettings
+from tutelage.evolution.watch import WatchSettings
 from tutelage.fleet import engines, processes, tiers
 from tutelage.settings import CHECKOUT, GatewaySettings, Home, ModelsSettings, RoutingSettings, TierSettings, load
 from tutelage.stores import registry
@@ -66,7 +68,7 @@ class Local(AbstractContextManager["Local"]):
     def __init__(self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info) -> None:
         self.home, self.config_dir, self.host, self.port, self.workers, self._say = home, config_dir, host, port, workers, say
         self.tier, self.gateway = load(TierSettings, config_dir), load(GatewaySettings, config_dir)
-        for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings):
+        for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings, RolloutSettings, WatchSettings):
             load(kind, config_dir)  # every fault of the configuration is told before anything is started
         self.url = f"http://{host}:{port}"
         self.tier_url = f"http://127.0.0.1:{self.tier.port}"
@@ -102,11 +104,13 @@ class Local(AbstractContextManager["Local"]):
         self._say("starting the tier and the gateway")
         self._start_tier()
         self._start_gateway()
+        self._start_watch()
         self._wait("gateway", lambda: _healthy(f"{self.url}/health/ready"))
         self._wait("tier", self._control.ready)
         self.reconcile()
 
     def _stop(self) -> None:
+        processes.stop(self.home, "watch")
         processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
         processes.stop(self.home, "tier")
         engines.stop(self.home)
@@ -145,6 +149,11 @@ class Local(AbstractContextManager["Local"]):
         serve = gateway_command(self.host, self.port, self.workers, drain_seconds=self.gateway.drain_seconds)
         processes.start(self.home, "gateway", serve, environment=environment)
 
+    def _start_watch(self) -> None:
+        watch = processes.python("-m", "flows.watch", "--config", str(self.config_dir))
+        environment = {"TUTELAGE_HOME": str(self.home.root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+        processes.start(self.home, "watch", watch, environment=environment)
+
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + READY_SECONDS
         while not ready():
@@ -181,7 +190,7 @@ class Local(AbstractContextManager["Local"]):
             if "TUTELAGE_VALKEY_URL" not in os.environ and processes.find(self.home, "valkey") is None:
                 self._say("Valkey ended; starting it again")
                 engines.start_valkey(self.home)
-            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway)):
+            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway), ("watch", self._start_watch)):
                 if processes.find(self.home, name) is None:
                     self._say(f"the {name} ended; starting it again")
                     start()
@@ -217,7 +226,8 @@ def stop_all(home: Home, *, but_not: int | None = None) -> list[str]:
 async def _wanted(database_url: str) -> list[tiers.Wanted]:
     pool = await open_pool(database_url, size=1)
     try:
-        return [tiers.Wanted(c.adapter, str(Path(c.path) / "adapter"), c.digest) for c in await registry.champions(pool)]
+        held = [(c.adapter, c.path, c.digest) for c in await registry.champions(pool)] + await registry.standby(pool)
+        return [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
     finally:
         await pool.close()
 

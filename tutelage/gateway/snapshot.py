@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from tutelage.errors import Unavailable
+from tutelage.evolution.rollout import takes
 from tutelage.gateway.limits import holdings
 from tutelage.records import Key, Tenant
 from tutelage.routing.confidence import Calibrator
@@ -26,13 +27,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Challenger:
+    """A version on its way to replace the champion of its domain: `percent` of the requests are its own (`rollout.takes`), with 0 it
+    answers beside the champion, for comparison only."""
+
+    student: StudentSnapshot
+    adapter: str
+    percent: int
+
+
+@dataclass(frozen=True)
 class TenantView:
-    """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge."""
+    """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge.
+    `challengers`: by domain."""
 
     index: DomainIndex | None
     students: tuple[StudentSnapshot, ...]
     adapters: dict[str, str]  # student name -> adapter name on the tier
     lineages: frozenset[str]
+    challengers: Mapping[str, Challenger] = field(default_factory=dict)
+
+    def serving(self, student: StudentSnapshot, prompt_hash: bytes) -> tuple[StudentSnapshot, str]:
+        """Who answers in the place of a domain's champion, and its adapter: the challenger of the domain for its share of the requests."""
+        challenger = self.challengers.get(student.domain)
+        if challenger is not None and takes(challenger.adapter, prompt_hash, challenger.percent):
+            return challenger.student, challenger.adapter
+        return student, self.adapters[student.name]
 
 
 def lineage_of(student: StudentSnapshot) -> str:
@@ -68,7 +88,7 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
     """A whole new snapshot. The epoch is read first, so a change made meanwhile is seen at the next look."""
     epoch = await pool.fetchval("select value from epochs where topic = 'gateway'")
     domains = await registry.read_domains(pool)
-    champions = await registry.champions(pool)
+    champions, challengers = await registry.champions(pool), await registry.challengers(pool)
     return Snapshot(
         epoch=int(epoch),
         keys={key.id: key for key in await tenants.list_keys(pool)},
@@ -77,6 +97,7 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
             tenant_id: _view(
                 [Domain.from_dict(record) for record in domains.get(tenant_id, [])],
                 [c for c in champions if c.tenant_id == tenant_id],
+                [(c, percent) for c, percent in challengers if c.tenant_id == tenant_id],
                 threshold,
             )
             for tenant_id in {*domains, *(c.tenant_id for c in champions)}
@@ -85,16 +106,23 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
     )
 
 
-def _view(domains: list[Domain], champions: list[registry.Champion], threshold: float) -> TenantView:
-    students = tuple(
-        StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold) for c in champions
-    )
+def _view(
+    domains: list[Domain], champions: list[registry.Champion], challengers: list[tuple[registry.Champion, int]], threshold: float
+) -> TenantView:
+    students = tuple(_student(c, threshold) for c in champions)
+    contending = {c.domain: Challenger(_student(c, threshold), c.adapter, percent) for c, percent in challengers}
+    answering = [c.student for c in contending.values() if c.percent]
     return TenantView(
         DomainIndex(domains) if domains else None,
         students,
         {c.student: c.adapter for c in champions},
-        frozenset(map(lineage_of, students)),
+        frozenset(map(lineage_of, [*students, *answering])),
+        contending,
     )
+
+
+def _student(c: registry.Champion, threshold: float) -> StudentSnapshot:
+    return StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold)
 
 
 class Watcher:

@@ -19,7 +19,7 @@ from tutelage.records import Tier
 from tutelage.stores.database import Pool
 from tutelage.stores.tenants import bump
 
-Action = Literal["promote", "keep", "refuse", "rollback"]
+Action = Literal["promote", "keep", "refuse", "rollback", "challenge", "advance", "stop", "demote", "quarantine"]
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,6 @@ async def abandon_cycles(pool: Pool, tenant_id: str) -> int:
 
 async def close_cycle(pool: Pool, cycle_id: str, *, status: str, summary: dict[str, Any]) -> None:
     await pool.execute("update cycles set status = $2, finished_at = now(), summary = $3 where id = $1", cycle_id, status, summary)
-
-
-async def save_gaps(pool: Pool, rows: Sequence[tuple[Any, ...]]) -> None:
-    """Rows of (cycle_id, tenant_id, domain, requests, failure_rate, cost_microusd, priority, decision, reason)."""
-    await pool.executemany("insert into gaps values ($1, $2, $3, $4, $5, $6, $7, $8, $9)", rows)
-
-
-async def last_gaps(pool: Pool) -> list[dict[str, Any]]:
-    """The gaps of every tenant's newest finished or running cycle."""
-    rows = await pool.fetch(
-        "select g.* from gaps g join (select distinct on (tenant_id) id from cycles order by tenant_id, started_at desc) c "
-        "on c.id = g.cycle_id order by g.tenant_id, g.priority desc"
-    )
-    return [dict(row) for row in rows]
 
 
 async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str) -> int:
@@ -241,6 +227,70 @@ async def champions(pool: Pool) -> list[Champion]:
         """
     )
     return [Champion(**row) for row in rows]
+
+
+async def challengers(pool: Pool) -> list[tuple[Champion, int]]:
+    """Every version on its way to replace a champion, with the percent of the requests it answers; all tenants but deleted ones."""
+    rows = await pool.fetch(
+        """
+        select r.tenant_id, r.domain, v.student, v.version, r.tier, v.path, v.digest, v.calibrator, r.percent
+        from rollouts r join tenants t on t.id = r.tenant_id and t.status <> 'deleted'
+        join versions v on v.student = r.student and v.version = r.version and v.status = 'challenger' and v.digest is not null
+        order by r.tenant_id, r.domain
+        """
+    )
+    return [(Champion(**{name: row[name] for name in Champion.__dataclass_fields__}), row["percent"]) for row in rows]
+
+
+async def versions_by_digest(pool: Pool, tenant_id: str) -> dict[str, tuple[str, int]]:
+    """A tenant's student versions by the digest of their adapter."""
+    rows = await pool.fetch(
+        "select v.digest, v.student, v.version from versions v join students s on s.name = v.student "
+        "where s.tenant_id = $1 and v.digest is not null order by v.version",
+        tenant_id,
+    )
+    return {row["digest"]: (row["student"], row["version"]) for row in rows}
+
+
+async def before(pool: Pool, tenant_id: str, domain: str, *, student: str, version: int) -> Pointer:
+    """Who answered the domain before this version did and may do so again: never one that was rolled back, put in quarantine or refused
+    since. A pointer to nobody (the teachers) where there is none. Its sequence is the ledger's end, for the compare-and-set."""
+    now = await pointer(pool, tenant_id, domain)
+    row = await pool.fetchrow(
+        """
+        select p.champion_student as student, p.champion_version as version, p.champion_tier as tier from promotions p
+        join versions v on v.student = p.champion_student and v.version = p.champion_version
+        where p.tenant_id = $1 and p.domain = $2 and (p.champion_student, p.champion_version) <> ($3::text, $4::int)
+            and v.status in ('student', 'ta', 'teacher')
+        order by p.sequence desc limit 1
+        """,
+        tenant_id,
+        domain,
+        student,
+        version,
+    )
+    return Pointer(now.sequence, row["student"], row["version"], row["tier"]) if row else Pointer(now.sequence)
+
+
+async def standby(pool: Pool) -> list[tuple[str, str, str]]:
+    """Adapter name, folder and digest of every version that answers nobody alone but must answer at once: challengers on their way, and
+    of each champion the one before it, so that a rollback waits for nothing."""
+    rows = await pool.fetch(
+        """
+        with ends as (select distinct on (tenant_id, domain) * from promotions order by tenant_id, domain, sequence desc),
+        former as (
+            select distinct on (p.tenant_id, p.domain) p.champion_student as student, p.champion_version as version
+            from promotions p join ends e using (tenant_id, domain)
+            where p.champion_student is not null and (p.champion_student, p.champion_version) is distinct from
+                (e.champion_student, e.champion_version)
+            order by p.tenant_id, p.domain, p.sequence desc
+        )
+        select v.student, v.version, v.path, v.digest from versions v
+        where (v.student, v.version) in (select student, version from former union select student, version from rollouts)
+            and v.status in ('challenger', 'student', 'ta', 'teacher') and v.digest is not null
+        """
+    )
+    return [(adapter_name(row["student"], row["version"]), row["path"], row["digest"]) for row in rows]
 
 
 async def list_versions(pool: Pool) -> list[dict[str, Any]]:

@@ -1,0 +1,304 @@
+"""The watch over what serves: new outcomes become evidence, rollouts go on or stop, champions that got worse are rolled back.
+
+    python -m flows.watch [--every SECONDS] [--once] [--config DIR]
+
+Rules are `tutelage.evolution`'s; here they take effect. It needs no Prefect: a rollback must not wait for a scheduler. A rollback is one
+new line of the promotion ledger: the version before is held warm by the tier, and cached answers of the one that left are none any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flows.workshop import tell
+from tutelage.errors import PromotionConflict, TutelageError
+from tutelage.evolution.canaries import inflated
+from tutelage.evolution.evidence import Tally
+from tutelage.evolution.outcomes import Outcome, contest, pair_up, verify
+from tutelage.evolution.promotion import PromotionSettings, compared, demote, good_enough
+from tutelage.evolution.rollout import Rollout as Going
+from tutelage.evolution.rollout import RolloutSettings, Step, step
+from tutelage.evolution.watch import Signal, Watched, WatchSettings, follow
+from tutelage.records import Tier
+from tutelage.settings import Home, load
+from tutelage.stores import evidence as standing
+from tutelage.stores import registry
+from tutelage.stores.database import Pool, open_pool
+from tutelage.stores.evidence import Looked, News, Rollout, Version
+from tutelage.stores.registry import Action, Champion, Decision, Pointer
+
+MOST = 5_000  # outcomes taken in at one look
+EVERY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    promotion: PromotionSettings
+    rollout: RolloutSettings
+    watch: WatchSettings
+
+    @classmethod
+    def read(cls, config_dir: Path) -> Rules:
+        return cls(load(PromotionSettings, config_dir), load(RolloutSettings, config_dir), load(WatchSettings, config_dir))
+
+
+async def look(pool: Pool, rules: Rules) -> list[str]:
+    """One look at every tenant; what was decided, a line each."""
+    champions, rollouts = await registry.champions(pool), await standing.rollouts(pool)
+    told: list[str] = []
+    for tenant_id in sorted({c.tenant_id for c in champions}):
+        mine = {c.domain: c for c in champions if c.tenant_id == tenant_id}
+        going = {r.domain: r for r in rollouts if r.tenant_id == tenant_id}
+        try:
+            await _take_in(pool, tenant_id, mine, going, rules)
+            for domain, rollout in going.items():
+                told += await _go_on(pool, rollout, mine.get(domain), rules)
+            for champion in mine.values():
+                told += await _hold(pool, champion, rules)
+        except PromotionConflict as elsewhere:  # a cycle or another watch was quicker; the next look sees what is there then
+            told.append(elsewhere.message)
+    return told
+
+
+async def _take_in(pool: Pool, tenant_id: str, champions: Mapping[str, Champion], going: Mapping[str, Rollout], rules: Rules) -> None:
+    """Turn what was recorded since the last look into evidence."""
+    before = await standing.looked(pool, tenant_id)
+    versions = await registry.versions_by_digest(pool, tenant_id)
+    judged = await standing.outcomes(pool, tenant_id, before, most=MOST)
+    served = await standing.served(pool, tenant_id, before, most=MOST)
+    news = News()
+    accepted = _count(news, judged, versions, champions, going)
+    for champion in champions.values():
+        version = (champion.student, champion.version)
+        known = await standing.watches(pool, version)
+        mine = [row for row in served if row["digest"] == champion.digest]
+        slow = [not (row["accepted"] and row["latency_ms"] > rules.watch.slow_ms) for row in mine]
+        followed = [_accepting(known.get("acceptance"), accepted.get(version, []), rules.watch)]
+        followed.append(_serving("truncation", known, [not row["truncated"] for row in mine], rules.watch))
+        followed.append(_serving("latency", known, slow, rules.watch))
+        news.watches[version] = followed
+    last = judged[-1]["id"] if judged else before.feedback_id
+    until = served[-1]["created_at"] if served else before.served_until
+    await standing.keep(pool, tenant_id, news, before=before, after=Looked(last, until))
+
+
+def _count(
+    news: News, judged: Sequence[dict[str, Any]], versions: Mapping[str, Version], champions: Mapping[str, Champion],
+    going: Mapping[str, Rollout],
+) -> dict[Version, list[bool]]:  # fmt: skip
+    """Tallies of every version that was judged, pairs of those that contest a domain; whether each served answer was right, in order."""
+    accepted: dict[Version, list[bool]] = {}
+    by_request: dict[str, dict[Version, Outcome]] = {}
+    domains: dict[str, str | None] = {}
+    for row in judged:
+        version = versions.get(row["digest"])
+        found = verify(row["answer"], served=row["accepted"], label=row["label"], score=row["score"], teacher=row["teacher"])
+        if version is None or found is None:
+            continue
+        news.count(version, "live", Tally(int(found.win), 0, int(not found.win)))
+        by_request.setdefault(row["request_id"], {})[version] = found
+        domains[row["request_id"]] = row["domain"]
+        if row["accepted"]:
+            accepted.setdefault(version, []).append(found.right)
+    for domain, rollout in going.items():
+        champion = champions.get(domain)
+        if champion is not None:
+            mine = [outcomes for request, outcomes in by_request.items() if domains[request] == domain]
+            _contests(news, rollout, (champion.student, champion.version), mine)
+    return accepted
+
+
+def _contests(news: News, rollout: Rollout, champion: Version, by_request: Sequence[Mapping[Version, Outcome]]) -> None:
+    """Pairs of challenger and champion: on one request where both answered it (shadow), else in the order of their own."""
+    candidate = (rollout.student, rollout.version)
+    alone = {side: list(rollout.waiting.get(side, ())) for side in ("candidate", "champion")}
+    pairs = Tally()
+    for outcomes in by_request:
+        if candidate in outcomes and champion in outcomes:
+            pairs += contest(outcomes[candidate].right, outcomes[champion].right)
+        elif candidate in outcomes:
+            alone["candidate"].append(outcomes[candidate].right)
+        elif champion in outcomes and rollout.percent:
+            alone["champion"].append(outcomes[champion].right)
+    more, left, theirs = pair_up(alone["candidate"], alone["champion"])
+    for source in ("pairs", "stage"):
+        news.count(candidate, source, pairs + more)
+    news.waiting[rollout.domain] = {"candidate": left, "champion": theirs[:MOST]}
+
+
+def _accepting(known: tuple[Watched, float | None] | None, right: Sequence[bool], settings: WatchSettings) -> tuple[Watched, float | None]:
+    """Acceptance: the first outcomes freeze the baseline, the later ones are held to it."""
+    watched, baseline = known or (Watched("acceptance", (), 0, 0, False, ""), None)
+    if baseline is None:
+        first, right = right[: settings.baseline_outcomes - watched.seen], right[settings.baseline_outcomes - watched.seen :]
+        seen, bad = watched.seen + len(first), watched.bad + sum(not outcome for outcome in first)
+        if seen < settings.baseline_outcomes:
+            told = f"acceptance: {seen} of {settings.baseline_outcomes} outcomes until it is frozen"
+            return replace(watched, seen=seen, bad=bad, reason=told), None
+        baseline = 1 - bad / seen
+        detector = settings.detector("acceptance", baseline)
+        return follow("acceptance", detector, right), baseline
+    return follow("acceptance", settings.detector("acceptance", baseline), right, watched), baseline
+
+
+def _serving(
+    signal: Signal, known: Mapping[str, tuple[Watched, float | None]], good: Sequence[bool], settings: WatchSettings
+) -> tuple[Watched, float | None]:
+    detector = settings.detector(signal, 0.0)
+    return follow(signal, detector, good, known[signal][0] if signal in known else None), detector.baseline
+
+
+async def _go_on(pool: Pool, rollout: Rollout, champion: Champion | None, rules: Rules) -> list[str]:
+    """The challenger's next step, if the evidence allows or demands one."""
+    version = (rollout.student, rollout.version)
+    if champion is not None and (champion.student, champion.version) == version:  # a crash came between the ledger and what follows
+        return await _took_over(pool, rollout)
+    counts = await standing.read(pool, version)
+    facts = await _facts(pool, version)
+    prices = await standing.prices(pool, [facts["digest"], champion.digest if champion else ""])
+    pairs = counts.get("pairs", Tally())
+    comparison = compared(
+        pairs, domain=rollout.domain, price=prices.get(facts["digest"], 0.0),
+        champion_price=prices.get(champion.digest, 0.0) if champion else 0.0,
+    )  # fmt: skip
+    doubt = inflated(counts.get("held-out", Tally()), counts.get("live", Tally()))
+    if doubt.alarm:
+        taken = Step("stop", 0, f"contaminated: {doubt.reason}")
+    else:
+        number, passed = await standing.enrol(pool, *version, "champion", year=datetime.now(UTC).year)
+        needed = rules.promotion.needed(number, passed)
+        taken = step(Going(rollout.percent, comparison, counts.get("stage", Tally())), rules.rollout, rules.promotion, needed=needed)
+    if taken.action == "stay":
+        return []
+    now = await registry.pointer(pool, rollout.tenant_id, rollout.domain)
+    champion_after = Pointer(now.sequence + 1, rollout.student, rollout.version, rollout.tier) if taken.action == "promote" else now
+    evidence = {name: vars(tally) for name, tally in counts.items()} | {"percent": taken.percent}
+    action: Action = taken.action
+    await _decide(pool, rollout.tenant_id, rollout.domain, action, version, champion_after, taken.reason, evidence, now)
+    told = [f"{rollout.student} v{rollout.version}: {taken.action}, {taken.reason}"]
+    if taken.action == "promote":
+        return told + await _took_over(pool, rollout)
+    if taken.action == "stop":
+        await registry.complete_version(pool, *version, status="refused")
+    await standing.move_rollout(pool, rollout, percent=taken.percent)
+    return told
+
+
+async def _took_over(pool: Pool, rollout: Rollout) -> list[str]:
+    """What follows the ledger's line that made the challenger the champion."""
+    await standing.mark_passed(pool, rollout.student, rollout.version, "champion")
+    await registry.complete_version(pool, rollout.student, rollout.version, status=rollout.tier)
+    await standing.move_rollout(pool, rollout, percent=100)
+    return [f"{rollout.student} v{rollout.version}: answers {rollout.domain}"]
+
+
+async def _hold(pool: Pool, champion: Champion, rules: Rules) -> list[str]:
+    """Roll a champion back at an alarm, demote it at the evidence for that, promote it when its tier's next floors are cleared."""
+    version = (champion.student, champion.version)
+    now = await registry.pointer(pool, champion.tenant_id, champion.domain)
+    if (now.student, now.version) != version:
+        return []
+    alarms = [watched for watched, _ in (await standing.watches(pool, version)).values() if watched.alarm]
+    if alarms:
+        former = await registry.before(pool, champion.tenant_id, champion.domain, student=champion.student, version=champion.version)
+        reason = f"rolled back to {former.student or 'the teachers'}: {alarms[0].reason}"
+        await registry.complete_version(pool, *version, status="refused")
+        await _decide(pool, champion.tenant_id, champion.domain, "rollback", version, former, reason, {}, now)
+        return [f"{champion.student} v{champion.version}: {reason}"]
+    counts = await standing.read(pool, version)
+    return await _change_tier(pool, champion, counts, now, rules.promotion)
+
+
+async def _change_tier(pool: Pool, champion: Champion, counts: Mapping[str, Tally], now: Pointer, settings: PromotionSettings) -> list[str]:
+    """Up or down the ladder by what it showed."""
+    version, live = (champion.student, champion.version), counts.get("live", Tally())
+    verdict = demote(champion.tier, live, settings)
+    tier, reason, action = verdict.tier, verdict.reason, verdict.action
+    if action == "keep":
+        higher: Tier | None = {"student": "ta", "ta": "teacher"}.get(champion.tier)  # type: ignore[assignment]
+        if higher is None or higher in settings.approval or not live.n:
+            return []
+        number, passed = await standing.enrol(pool, *version, higher, year=datetime.now(UTC).year)
+        confidence = float((await _facts(pool, version))["evidence"].get("confidence") or 0.0)
+        together = live + counts.get("held-out", Tally())
+        finding = good_enough(together, confidence, settings.floors(higher), needed=settings.needed(number, passed))
+        if not finding.passed:
+            return []
+        await standing.mark_passed(pool, *version, higher)
+        tier, reason, action = higher, finding.reason, "promote"
+    if tier is None or action not in ("promote", "demote"):
+        return []
+    after = Pointer(now.sequence + 1, champion.student, champion.version, tier)
+    await _decide(pool, champion.tenant_id, champion.domain, action, version, after, reason, {k: vars(v) for k, v in counts.items()}, now)
+    await standing.forget(pool, version, "live")
+    await registry.complete_version(pool, *version, status=tier)
+    return [f"{champion.student} v{champion.version}: {action} to {tier}, {reason}"]
+
+
+async def _decide(
+    pool: Pool, tenant_id: str, domain: str, action: Action, version: Version, champion: Pointer, reason: str, evidence: dict[str, Any],
+    now: Pointer,
+) -> None:  # fmt: skip
+    decision = Decision(tenant_id, domain, action, *version, champion, reason, evidence)
+    await registry.decide(pool, decision, expected=now.sequence)
+
+
+async def _facts(pool: Pool, version: Version) -> dict[str, Any]:
+    """Digest and the gate's evidence of a version."""
+    for row in await registry.list_versions(pool):
+        if (row["student"], row["version"]) == version:
+            return {"digest": row["digest"] or "", "evidence": row["evidence"] or {}}
+    raise LookupError(f"no version {version[1]} of {version[0]}")
+
+
+async def run(database_url: str, config_dir: Path, *, every: float | None) -> None:
+    """Look once, or every so many seconds until cancelled; a look that fails is told and the next one tries again."""
+    pool = await open_pool(database_url, size=1)
+    try:
+        while True:
+            try:
+                for line in await look(pool, Rules.read(config_dir)):
+                    tell("watch", line)
+            except Exception:
+                if every is None:
+                    raise
+                logging.getLogger(__name__).exception("this look failed; the next one tries again")
+            if every is None:
+                return
+            await asyncio.sleep(every)
+    finally:
+        await pool.close()
+
+
+def main() -> int:
+    from tutelage.fleet import processes
+    from tutelage.operations import database
+
+    parser = argparse.ArgumentParser(prog="python -m flows.watch", description="Watch over what serves.")
+    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
+    parser.add_argument("--once", action="store_true", help="one look, then end")
+    parser.add_argument("--config", metavar="DIR")
+    arguments = parser.parse_args()
+    home = Home.from_environment()
+    processes.on_terminate_raise()
+    try:
+        with database(home) as url:
+            asyncio.run(run(url, home.config_dir(arguments.config), every=None if arguments.once else arguments.every))
+    except TutelageError as error:
+        print(f"watch: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
