@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 
@@ -18,8 +19,10 @@ from tutelage.gateway.limits import holdings
 from tutelage.records import Key, Tenant
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import Domain, DomainIndex
-from tutelage.routing.policy import StudentSnapshot
-from tutelage.stores import registry, tenants
+from tutelage.routing.drift import watch
+from tutelage.routing.policy import Policy, StudentSnapshot
+from tutelage.settings import RoutingSettings
+from tutelage.stores import outcomes, policies, registry, tenants
 from tutelage.stores.database import Pool
 
 log = logging.getLogger(__name__)
@@ -27,12 +30,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TenantView:
-    """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge."""
+    """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge.
+    `policy`: None where it is routed as configured."""
 
     index: DomainIndex | None
     students: tuple[StudentSnapshot, ...]
     adapters: dict[str, str]  # student name -> adapter name on the tier
     lineages: frozenset[str]
+    policy: Policy | None = None
 
 
 def lineage_of(student: StudentSnapshot) -> str:
@@ -50,6 +55,7 @@ class Snapshot:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     views: dict[str, TenantView] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)  # bytes of prompts and answers kept, by tenant
+    outcomes: int = 0  # the last one that students' confidence was held against
 
     def full(self, tenant: Tenant) -> bool:
         """Whether a tenant keeps as much as it may: it is answered as ever, but no more is kept of it."""
@@ -64,11 +70,13 @@ def full(tenant: Tenant, stored: Mapping[str, int]) -> bool:
     return most is not None and stored.get(tenant.id, 0) >= most
 
 
-async def read(pool: Pool, *, threshold: float) -> Snapshot:
+async def read(pool: Pool, *, routing: RoutingSettings) -> Snapshot:
     """A whole new snapshot. The epoch is read first, so a change made meanwhile is seen at the next look."""
-    epoch = await pool.fetchval("select value from epochs where topic = 'gateway'")
+    epoch, last = await _moved(pool)
     domains = await registry.read_domains(pool)
     champions = await registry.champions(pool)
+    newest = await outcomes.newest(pool, limit=routing.outcome_window)
+    held = {tenant_id: in_force(row["version"], row["settings"], routing) for tenant_id, row in (await policies.active(pool)).items()}
     return Snapshot(
         epoch=int(epoch),
         keys={key.id: key for key in await tenants.list_keys(pool)},
@@ -77,33 +85,60 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
             tenant_id: _view(
                 [Domain.from_dict(record) for record in domains.get(tenant_id, [])],
                 [c for c in champions if c.tenant_id == tenant_id],
-                threshold,
+                newest,
+                held.get(tenant_id),
+                routing,
             )
-            for tenant_id in {*domains, *(c.tenant_id for c in champions)}
+            for tenant_id in {*domains, *held, *(c.tenant_id for c in champions)}
         },
+        outcomes=last,
         stored=await tenants.stored_bytes(pool),
     )
 
 
-def _view(domains: list[Domain], champions: list[registry.Champion], threshold: float) -> TenantView:
+def in_force(version: int, settings: Mapping[str, Any], routing: RoutingSettings) -> Policy:
+    """A tenant's policy: what its version sets, the rest as configured."""
+    return Policy(version, settings.get("threshold", routing.threshold), settings.get("similarity", routing.similarity))
+
+
+async def _moved(pool: Pool) -> tuple[int, int]:
+    """The epoch, and the last outcome."""
+    row = await pool.fetchrow("select value, (select coalesce(max(id), 0) from outcomes) as last from epochs where topic = 'gateway'")
+    assert row is not None
+    return int(row["value"]), int(row["last"])
+
+
+def _view(
+    domains: list[Domain],
+    champions: list[registry.Champion],
+    newest: Mapping[str, Sequence[tuple[float, float]]],
+    policy: Policy | None,
+    routing: RoutingSettings,
+) -> TenantView:
+    threshold = policy.threshold if policy else routing.threshold
+    kept = {c.digest: watch(Calibrator.from_dict(c.calibrator), newest.get(c.digest, ())) for c in champions}
+    for c in champions:
+        if kept[c.digest].calibrator.reliability < 1:
+            log.warning("%s v%d does not keep its promise: %s", c.student, c.version, kept[c.digest].reason)
     students = tuple(
-        StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold) for c in champions
+        StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, kept[c.digest].calibrator, threshold) for c in champions
     )
     return TenantView(
         DomainIndex(domains) if domains else None,
         students,
         {c.student: c.adapter for c in champions},
         frozenset(map(lineage_of, students)),
+        policy,
     )
 
 
 class Watcher:
-    """Keeps `current` fresh: looks at the epoch every `seconds` and reads everything again when it moved."""
+    """Keeps `current` fresh: looks at the epoch and at outcomes every `seconds` and reads everything again when either moved."""
 
-    def __init__(self, pool: Pool, *, seconds: float, threshold: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, *, seconds: float, routing: Callable[[], RoutingSettings]) -> None:
         self._pool = pool
         self._seconds = seconds
-        self._threshold = threshold
+        self._routing = routing
         self._task: asyncio.Task[None] | None = None
         self._current: Snapshot | None = None
         self._stale = False
@@ -125,7 +160,7 @@ class Watcher:
 
     async def start(self) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError):
-            self._current = await read(self._pool, threshold=self._threshold())
+            self._current = await read(self._pool, routing=self._routing())
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -138,9 +173,9 @@ class Watcher:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                epoch = await self._pool.fetchval("select value from epochs where topic = 'gateway'")
-                if self._current is None or epoch != self._current.epoch or self._stale:
+                moved = await _moved(self._pool)
+                if self._current is None or moved != (self._current.epoch, self._current.outcomes) or self._stale:
                     self._stale = False
-                    self._current = await read(self._pool, threshold=self._threshold())
+                    self._current = await read(self._pool, routing=self._routing())
             except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves
                 log.warning("snapshot not refreshed, the last one keeps serving: %r", failed)
