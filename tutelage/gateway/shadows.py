@@ -58,15 +58,21 @@ class Shadows:
 
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
-        if given.chosen.strategy is None or not view.students:
+        chosen = given.chosen
+        if chosen.strategy is None or (given.tier == "teacher" and not view.students):
             return
         settings = self._routing()
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         drawn = self._random.random() < settings.shadow and len(self._running) < settings.shadows_at_once
         if given.tier == "teacher" and tried:
-            self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=1.0))
+            looked = 1 - (1 - (chosen.propensity or 1.0)) * (1 - settings.shadow)
+            self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=looked))
         elif tried and tried[-1].accepted and given.model == tried[-1].model and drawn:
-            self._start(self._ask_teacher(asked, placed, tried[-1], observed=settings.shadow))
+            looked = 1 - (chosen.propensity or 1.0) * (1 - settings.shadow)
+            self._start(self._ask_teacher(asked, placed, tried[-1], observed=looked))
+        elif given.tier != "teacher" and not tried and drawn:
+            alone = Attempt(given.model, given.tier, None, given.answer.text, None, None, True, given.reason, 0)
+            self._start(self._ask_teacher(asked, placed, alone, observed=settings.shadow))
         elif given.tier == "teacher" and drawn:
             self._start(self._ask_doubted(asked, view, placed, given.answer, observed=settings.shadow))
 

@@ -38,10 +38,6 @@ async def add_feedback(connection: Any, feedback: Feedback) -> None:
     )
 
 
-async def last_id(pool: Pool) -> int:
-    return int(await pool.fetchval("select coalesce(max(id), 0) from outcomes"))
-
-
 async def newest(pool: Pool, *, limit: int) -> dict[str, list[tuple[float, float]]]:
     """The newest `limit` outcomes of every version in charge, oldest first, as (score, value) by its digest."""
     rows = await pool.fetch(
@@ -64,23 +60,42 @@ async def newest(pool: Pool, *, limit: int) -> dict[str, list[tuple[float, float
     return found
 
 
-async def decisions(pool: Pool, tenant_id: str, *, limit: int) -> list[dict[str, Any]]:
-    """The newest `limit` requests that a strategy routed and whose answer's worth is known, oldest first. `confidence` is that of the
-    first try; `value` the worth of what was given, as the latest outcome says (the teacher's counts as 1 until somebody says otherwise);
-    `observed` the probability with which it is known."""
+async def tries(pool: Pool, tenant_id: str, *, limit: int) -> list[dict[str, Any]]:
+    """The newest `limit` first tries of students that a strategy had answer, with what they turned out to be worth (None: nobody looked).
+    Users' feedback is left out: nobody knows with which probability they give it."""
     rows = await pool.fetch(
         """
-        select i.request_id, i.created_at, i.strategy, i.tier, i.model, i.propensity, i.explored, i.policy_version, i.similarity,
-            i.cost_microusd, a.confidence, coalesce(o.value, 1.0) as value, coalesce(o.observed, 1.0) as observed
+        select a.confidence, o.value, coalesce(o.observed, 1.0) as observed
         from interactions i
-        left join attempts a on a.request_id = i.request_id and a.position = 0
+        join attempts a on a.request_id = i.request_id and a.position = 0 and a.confidence > 0
         left join lateral (
-            select value, observed from outcomes where request_id = i.request_id and served order by id desc limit 1
+            select value, observed from outcomes
+            where request_id = i.request_id and model = a.model and source <> 'feedback' order by id desc limit 1
         ) o on true
-        where i.tenant_id = $1 and i.propensity is not null and (i.tier = 'teacher' or o.value is not null)
+        where i.tenant_id = $1 and i.propensity is not null
         order by i.created_at desc, i.request_id limit $2
         """,
         tenant_id,
         limit,
     )
-    return [dict(row) for row in reversed(rows)]
+    return [dict(row) for row in rows]
+
+
+async def choices(pool: Pool, tenant_id: str, *, limit: int) -> list[dict[str, Any]]:
+    """As `tries`, of requests that one model answered alone."""
+    rows = await pool.fetch(
+        """
+        select i.similarity, i.tier <> 'teacher' as cheap, i.propensity, o.value, coalesce(o.observed, 1.0) as observed
+        from interactions i
+        left join lateral (
+            select value, observed from outcomes
+            where request_id = i.request_id and served and source <> 'feedback' order by id desc limit 1
+        ) o on true
+        where i.tenant_id = $1 and i.propensity < 1 and i.similarity is not null
+            and not exists (select from attempts where request_id = i.request_id)
+        order by i.created_at desc, i.request_id limit $2
+        """,
+        tenant_id,
+        limit,
+    )
+    return [dict(row) for row in rows]
