@@ -9,14 +9,14 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tutelage import __version__
 from tutelage.errors import InvalidRequest, TutelageError
+from tutelage.records import Strategy
 from tutelage.settings import Home
 
 Rows = list[dict[str, Any]]
-STRATEGIES = ("always-teacher", "direct", "cascade", "parallel", "budget", "quality")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -112,7 +112,7 @@ def _tenants(commands: Any) -> None:
             action.add_argument("--on-disconnect", choices=("cancel", "drain"), help="what becomes of a stream whose client leaves")
             action.add_argument("--bodies", choices=("off", "redacted", "full"), help="what is kept of prompts and answers")
             action.add_argument("--cache-seconds", metavar="N", help="how long answers may be given again; 0: not at all")
-            action.add_argument("--strategy", choices=STRATEGIES, help="how its requests are answered")
+            action.add_argument("--strategy", choices=get_args(Strategy), help="how its requests are answered")
             action.add_argument("--max-cost-usd", metavar="X", help="what one answer may cost at most; none: whatever it costs")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
