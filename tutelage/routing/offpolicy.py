@@ -8,28 +8,27 @@ over all requests of expected + w·(r - predicted), unbiased whatever the predic
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEAST_EFFECTIVE = 100.0
 ONE_SIDED_95 = 1.6448536269514722  # of the standard normal: a change is decided by one bound
 
 
 @dataclass(frozen=True)
-class Logged:
-    """One request. `reward`: None where nobody looked. `propensity`: probability that this was done and looked at; `target`: that the
-    other policy does it. `predicted`: the reward expected of what was done, `expected`: of what the other policy does."""
+class Logs:
+    """Requests as they were logged; every array is float [n]. `reward`: nan where nobody looked. `propensity`: the probability that this
+    was done and looked at; `target`: that the other policy does it. `predicted`: the reward expected of what was done, `expected`: of what
+    the other policy does."""
 
-    reward: float | None
-    propensity: float
-    target: float
-    predicted: float = 0.0
-    expected: float = 0.0
-
-    @property
-    def weight(self) -> float:
-        return 0.0 if self.reward is None else self.target / self.propensity
+    reward: np.ndarray
+    propensity: np.ndarray
+    target: np.ndarray
+    predicted: np.ndarray
+    expected: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -52,38 +51,42 @@ class Refused:
     n: int
 
 
-def effective_size(weights: Sequence[float]) -> float:
+def effective_size(weights: np.ndarray) -> float:
     """Kish (1965): (Σ w)² / Σ w²; 0 without weight."""
-    squares = math.fsum(w * w for w in weights)
-    return math.fsum(weights) ** 2 / squares if squares else 0.0
+    squares = float((weights * weights).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
 
 
-def snips(rows: Sequence[Logged], *, least: float = LEAST_EFFECTIVE, z: float = ONE_SIDED_95) -> Estimated | Refused:
+def snips(logs: Logs, *, least: float = LEAST_EFFECTIVE, z: float = ONE_SIDED_95) -> Estimated | Refused:
     """The other policy's mean reward, within the range of the rewards."""
-    seen = [(row.weight, row.reward) for row in rows if row.reward is not None]
-    refused = _refused([weight for weight, _ in seen], len(rows), least)
-    if refused is not None:
-        return refused
-    total = math.fsum(weight for weight, _ in seen)
-    value = math.fsum(weight * reward for weight, reward in seen) / total
-    error = math.sqrt(math.fsum((weight * (reward - value)) ** 2 for weight, reward in seen)) / total
-    return Estimated(value, value - z * error, value + z * error, effective_size([w for w, _ in seen]), len(rows))
-
-
-def doubly_robust(rows: Sequence[Logged], *, least: float = LEAST_EFFECTIVE, z: float = ONE_SIDED_95) -> Estimated | Refused:
-    """The other policy's mean reward; requests at which nobody looked count as predicted."""
-    refused = _refused([row.weight for row in rows], len(rows), least)
-    if refused is not None:
-        return refused
-    terms = [row.expected + row.weight * ((row.reward or 0.0) - row.predicted) for row in rows]
-    value = math.fsum(terms) / len(terms)
-    spread = math.fsum((term - value) ** 2 for term in terms) / max(1, len(terms) - 1)
-    error = math.sqrt(spread / len(terms))
-    return Estimated(value, value - z * error, value + z * error, effective_size([row.weight for row in rows]), len(rows))
-
-
-def _refused(weights: Sequence[float], n: int, least: float) -> Refused | None:
+    weights, rewards = _seen(logs)
     effective = effective_size(weights)
-    if effective >= least:
-        return None
+    if effective < least:
+        return _refused(effective, len(weights), least)
+    total = float(weights.sum())
+    value = float((weights * rewards).sum()) / total
+    error = float((weights**2 * (rewards - value) ** 2).sum()) ** 0.5 / total
+    return Estimated(value, value - z * error, value + z * error, effective, len(weights))
+
+
+def doubly_robust(logs: Logs, *, least: float = LEAST_EFFECTIVE, z: float = ONE_SIDED_95) -> Estimated | Refused:
+    """The other policy's mean reward; requests at which nobody looked count as predicted."""
+    weights, rewards = _seen(logs)
+    effective = effective_size(weights)
+    if effective < least:
+        return _refused(effective, len(weights), least)
+    terms = logs.expected + weights * (rewards - logs.predicted)
+    value, error = float(terms.mean()), float(terms.std(ddof=1)) / len(terms) ** 0.5
+    return Estimated(value, value - z * error, value + z * error, effective, len(terms))
+
+
+def _seen(logs: Logs) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and rewards, both 0 where nobody looked."""
+    import numpy as np
+
+    seen = ~np.isnan(logs.reward)
+    return np.where(seen, logs.target / logs.propensity, 0.0), np.where(seen, logs.reward, 0.0)
+
+
+def _refused(effective: float, n: int, least: float) -> Refused:
     return Refused(f"{n} requests count as {effective:.0f} independent ones; {least:.0f} are needed", effective, n)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tutelage.routing.offpolicy import Estimated, Logged, Refused, doubly_robust, snips
+from tutelage.routing.offpolicy import Estimated, Logs, Refused, doubly_robust, snips
 
 Setting = Literal["threshold", "similarity"]
 STRICTEST, STEP = 0.99, 0.01
@@ -67,12 +67,42 @@ class Loss:
 
 def propose_threshold(tries: Sequence[Try], *, old: float, floor: float, promised_loss: float) -> Proposal:
     """From students' tries; nothing below `floor` was ever given, so nothing is proposed there."""
-    return _propose("threshold", lambda cut: _loss_of_tries(tries, cut), old, floor, promised_loss, len(tries))
+    import numpy as np
+
+    confidence, observed = (np.array([getattr(one, name) for one in tries], dtype=float) for name in ("confidence", "observed"))
+    value = np.array([np.nan if one.value is None else one.value for one in tries], dtype=float)
+
+    def at(cut: float) -> Loss | Refused:
+        """Of what would be given, how much is wrong; what would not be given loses nothing."""
+        given = confidence >= cut
+        promised = confidence[given]
+        logs = Logs(value[given], observed[given], np.ones_like(promised), promised, promised)
+        return _loss(cut, float(given.mean()) if len(given) else 0.0, snips(logs), doubly_robust(logs))
+
+    return _propose("threshold", at, old, floor, promised_loss, len(tries))
 
 
 def propose_similarity(choices: Sequence[Choice], *, old: float, promised_loss: float) -> Proposal:
-    """From requests that one model answered alone."""
-    return _propose("similarity", lambda cut: _loss_of_choices(choices, cut), old, 0.0, promised_loss, len(choices))
+    """From requests that one model answered alone. A teacher's answer loses nothing; that of another is predicted to be worth as much, so
+    that only what was seen decides."""
+    import numpy as np
+
+    names = ("similarity", "cheap", "observed", "propensity")
+    similarity, cheap, observed, propensity = (np.array([getattr(one, name) for one in choices], dtype=float) for name in names)
+    value = np.array([1.0 if not one.cheap else np.nan if one.value is None else one.value for one in choices], dtype=float)
+    likely = propensity * np.where(cheap == 1, observed, 1.0)
+
+    def at(cut: float) -> Loss | Refused:
+        wanted = similarity >= cut
+        target = (cheap == wanted).astype(float)
+        mine = cheap == 1
+        informative = snips(Logs(value[mine], likely[mine], target[mine], value[mine], value[mine]))
+        if isinstance(informative, Refused):
+            return informative
+        logs = Logs(value, likely, target, np.ones_like(value), np.ones_like(value))
+        return _loss(cut, float(wanted.mean()), snips(logs), doubly_robust(logs), of_all=True)
+
+    return _propose("similarity", at, old, 0.0, promised_loss, len(choices))
 
 
 def _propose(setting: Setting, at: Callable[[float], Loss | Refused], old: float, floor: float, promised: float, n: int) -> Proposal:
@@ -107,33 +137,6 @@ def _propose(setting: Setting, at: Callable[[float], Loss | Refused], old: float
         else f"a loss of {here.loss:.3f}, at most {here.most:.3f}: not surely within {promised:.3f}"
     )
     return Proposal(setting, old, old, f"nothing is changed: {why}", evidence)
-
-
-def _loss_of_tries(tries: Sequence[Try], cut: float) -> Loss | Refused:
-    """Of what would be given, how much is wrong; what would not be given loses nothing."""
-    given = [Logged(one.value, one.observed, 1.0, one.confidence, one.confidence) for one in tries if one.confidence >= cut]
-    return _loss(cut, len(given) / max(1, len(tries)), snips(given), doubly_robust(given))
-
-
-def _loss_of_choices(choices: Sequence[Choice], cut: float) -> Loss | Refused:
-    """A teacher's answer loses nothing; that of another is predicted to be worth as much, so that only what was seen decides."""
-    rows = [
-        Logged(
-            (one.value if one.cheap else 1.0),
-            one.propensity * (one.observed if one.cheap else 1.0),
-            float(one.cheap == (one.similarity >= cut)),
-            1.0,
-            1.0,
-        )
-        for one in choices
-    ]
-    cheap = [one for one in choices if one.similarity >= cut]
-    informative = [row for row, one in zip(rows, choices, strict=True) if one.cheap]
-    known = snips(informative)
-    if isinstance(known, Refused):
-        return known
-    by_ratio, by_both = snips(rows), doubly_robust(rows)
-    return _loss(cut, len(cheap) / max(1, len(choices)), by_ratio, by_both, of_all=True)
 
 
 def _loss(cut: float, share: float, ratio: Estimated | Refused, robust: Estimated | Refused, *, of_all: bool = False) -> Loss | Refused:
