@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from tutelage.routing import confidence
-from tutelage.routing.drift import watch
+from tutelage.routing.drift import looked_at, watch
 from tutelage.routing.exploration import Exploration, explore
 from tutelage.routing.policy import Policy, StudentSnapshot, judge
 from tutelage.routing.strategies import Candidate, Situation, Step, plan
@@ -60,13 +60,14 @@ def simulate(seed: int, *, drop: float, routing: RoutingSettings) -> Week:
         if i % LOOK == 0:
             student = StudentSnapshot("s", 1, "ta", "d", "x", watch(trained, seen[-routing.outcome_window :]).calibrator, routing.threshold)
         step = _step(student, routing, exploration, random)
+        share = looked_at(routing.shadow, student.calibrator)
         if step is None:  # too doubtful to be asked: asked after the reply for the shadow share
-            if random.random() < routing.shadow:
+            if random.random() < share:
                 seen.append((float(score), value))
             continue
         given[i] = judge(student, float(score), needed=step.least or 0.0).accepted
         wrong += bool(given[i]) and i >= BEFORE and not value
-        if not given[i] or random.random() < routing.shadow:
+        if not given[i] or random.random() < share:
             seen.append((float(score), value))
     before = float(given[:BEFORE].mean())
     shares = [float(given[i - WINDOW : i].mean()) for i in range(BEFORE + WINDOW // 2, BEFORE + AFTER + 1)]

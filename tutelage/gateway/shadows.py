@@ -26,6 +26,7 @@ from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.snapshot import TenantView
 from tutelage.records import Attempt, Interaction, Outcome, Tier
+from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
 from tutelage.stores import outcomes
 from tutelage.stores.database import Pool
@@ -63,18 +64,19 @@ class Shadows:
             return
         settings = self._routing()
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
-        drawn = self._random.random() < settings.shadow and len(self._running) < settings.shadows_at_once
+        share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
+        drawn = self._random.random() < share and len(self._running) < settings.shadows_at_once
         if given.tier == "teacher" and tried:
-            looked = 1 - (1 - (chosen.propensity or 1.0)) * (1 - settings.shadow)
+            looked = 1 - (1 - (chosen.propensity or 1.0)) * (1 - share)
             self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=looked))
         elif tried and tried[-1].accepted and given.model == tried[-1].model and drawn:
-            looked = 1 - (chosen.propensity or 1.0) * (1 - settings.shadow)
+            looked = 1 - (chosen.propensity or 1.0) * (1 - share)
             self._start(self._ask_teacher(asked, placed, tried[-1], observed=looked))
         elif given.tier != "teacher" and not tried and drawn:
             alone = Attempt(given.model, given.tier, None, given.answer.text, None, None, True, given.reason, 0)
-            self._start(self._ask_teacher(asked, placed, alone, observed=settings.shadow))
+            self._start(self._ask_teacher(asked, placed, alone, observed=share))
         elif given.tier == "teacher" and drawn:
-            self._start(self._ask_doubted(asked, view, placed, given.answer, observed=settings.shadow))
+            self._start(self._ask_doubted(asked, view, placed, given.answer, observed=share))
 
     async def close(self) -> None:
         """Wait a little for those under way; what is not done by then is given up."""
