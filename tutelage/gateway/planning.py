@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from tutelage.fleet.backends import list_price
@@ -15,7 +16,7 @@ from tutelage.gateway import openai
 from tutelage.gateway.exchange import Asked, Placed
 from tutelage.gateway.models import Models
 from tutelage.gateway.snapshot import TenantView
-from tutelage.records import Strategy
+from tutelage.records import Strategy, Tier
 from tutelage.routing.estimates import Estimate, Estimator
 from tutelage.routing.exploration import Exploration, explore
 from tutelage.routing.policy import Policy
@@ -65,6 +66,11 @@ class Planning:
     def plan(self, asked: Asked, view: TenantView, placed: Placed, models: Models) -> Planned:
         """Of a request that leaves it to us who answers."""
         policy, strategy = self.policy(view), self.strategy(asked)
+        if len(models.configured) == 1 and _most(asked) is None and not any(s.domain == placed.domain for s in view.students):
+            entry = models.configured[0][0]  # nobody else could answer, whatever it costs
+            able = not entry.domains or placed.domain in entry.domains
+            found = _only(strategy, placed.domain, entry.name if able else None, entry.tier, policy)
+            return Planned(found, found, self._exploration, policy)
         situation = self._situation(asked, view, placed, models, policy)
         undrawn = plan(strategy, situation)
         wishes = asked.options
@@ -106,6 +112,12 @@ class Planning:
         """Micro-dollars of one answer of the length that the client allows, or of one as long as answers are."""
         answers = (request.longest or self.routing.answer_tokens) * request.n
         return math.ceil(list_price(entry.price, prompt_tokens(request), answers) * 1e6)
+
+
+@lru_cache(maxsize=1024)
+def _only(strategy: Strategy, domain: str | None, name: str | None, tier: Tier, policy: Policy) -> Plan:
+    models = (Candidate(name, tier, 0),) if name is not None else ()
+    return plan(strategy, Situation(domain, None, models, (), policy, policy.threshold))
 
 
 def _most(asked: Asked) -> int | None:
