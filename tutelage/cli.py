@@ -9,10 +9,11 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from tutelage import __version__
 from tutelage.errors import InvalidRequest, TutelageError
+from tutelage.records import Strategy
 from tutelage.settings import Home
 
 Rows = list[dict[str, Any]]
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
     _tenants(commands)
     _keys(commands)
+    _policies(commands)
     _audit(commands)
     return parser
 
@@ -150,6 +152,8 @@ def _tenants(commands: Any) -> None:
             action.add_argument(
                 "--semantic-error-budget", metavar="SHARE", help="of answers given to paraphrases that may be wrong; 0: none are given"
             )
+            action.add_argument("--strategy", choices=get_args(Strategy), help="how its requests are answered")
+            action.add_argument("--max-cost-usd", metavar="X", help="what one answer may cost at most; none: whatever it costs")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
         action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))
@@ -189,6 +193,23 @@ def _keys(commands: Any) -> None:
     for action in (create, rotate, revoke):
         action.add_argument("--json", action="store_true")
     _listing(actions, "list", "list keys, never their secrets", "keys")
+
+
+def _policies(commands: Any) -> None:
+    parser = commands.add_parser("policies", help="what routing goes by, for each tenant: list, show, tune and revert its versions")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    listing = _listing(actions, "list", "every version of every tenant's policy, newest first", "policies")
+    listing.add_argument("tenant", nargs="?", metavar="TENANT", help="only this tenant's (default: all)")
+    show = _listing(actions, "show", "one version with its reason and evidence", "policy")
+    tune = _listing(actions, "tune", "what the recorded requests say of threshold and similarity", "tune_policy")
+    tune.add_argument("--config", metavar="DIR", help="configuration folder (default: TUTELAGE_CONFIG, this home's config, or configs)")
+    tune.add_argument("--apply", action="store_true", help="make what is proposed the next version")
+    revert = _listing(actions, "revert", "route again as an older version says", "revert_policy")
+    for action in (show, tune, revert):
+        action.add_argument("tenant", metavar="TENANT")
+    show.add_argument("version", nargs="?", type=int, metavar="VERSION", help="default: the one that holds")
+    revert.add_argument("version", type=int, metavar="VERSION", help="0: as configured")
+    revert.add_argument("--reason", required=True)
 
 
 def _audit(commands: Any) -> None:

@@ -27,10 +27,12 @@ from tutelage.evolution.gaps import EvolveSettings, measure
 from tutelage.fleet import engines, processes
 from tutelage.gateway import limits, tenancy
 from tutelage.gateway.limits import Agreement, Limits
+from tutelage.gateway.snapshot import in_force
 from tutelage.gateway.tenancy import Maker, Scope
 from tutelage.records import Key, Tenant
-from tutelage.settings import Home, load
-from tutelage.stores import audit, bodies, gaps, interactions, registry, tenants, usage
+from tutelage.routing import tuning
+from tutelage.settings import Home, RoutingSettings, load
+from tutelage.stores import audit, bodies, gaps, interactions, outcomes, policies, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.heads import HeadsExporter, HeadsFile
 
@@ -41,6 +43,7 @@ GAP = (
     "domain", "requests", "per_day", "failure_rate", "failure_95", "escalation_rate", "escalation_95", "cost_microusd",
     "cost_per_day_microusd", "learnability", "kind", "training_seconds", "priority", "decision", "reason",
 )  # fmt: skip
+MOST_LOGGED = 20_000  # newest requests that a change is decided on
 BY_ITSELF = Maker(tenants.SYSTEM)
 
 
@@ -93,7 +96,7 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
     """Suspend or resume a tenant, move it to another tier, agree other limits, choose what is kept and what a client that leaves does."""
     tenant = await tenants.find_tenant(pool, arguments.name)
     changes: dict[str, Any] = {} if arguments.limit is None else {"limits": _limits(arguments.limit, Agreement)}
-    for column in ("status", "tier", "on_disconnect", "bodies"):
+    for column in ("status", "tier", "on_disconnect", "bodies", "strategy"):
         if getattr(arguments, column, None) is not None:
             changes[column] = getattr(arguments, column)
     if getattr(arguments, "retention_days", None) is not None:
@@ -102,6 +105,8 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
         changes["cache_seconds"] = _seconds(arguments.cache_seconds)
     if getattr(arguments, "semantic_error_budget", None) is not None:
         changes["semantic_error_budget"] = _share(arguments.semantic_error_budget)
+    if getattr(arguments, "max_cost_usd", None) is not None:
+        changes["max_cost_microusd"] = _microusd(arguments.max_cost_usd)
     changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
     in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
     return {**asdict(changed), "limits": in_force}
@@ -150,6 +155,69 @@ def _share(text: str) -> float | None:
             f"--semantic-error-budget {text!r}: a share up to 0.5 is expected, such as 0.05, 0 for off, or none for the default"
         )
     return float(text)
+
+
+def _microusd(text: str) -> int | None:
+    """What one answer may cost; None: whatever it costs. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) or not float(text):
+        raise InvalidRequest(f"--max-cost-usd {text!r}: US dollars are expected, such as 0.005, or none")
+    return round(float(text) * 1e6)
+
+
+async def list_policies(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """Every version, newest first."""
+    named = [await tenants.find_tenant(pool, arguments.tenant)] if arguments.tenant else await tenants.list_tenants(pool)
+    rows = [row for tenant in named for row in await policies.history(pool, tenant.id)]
+    return [{name: value for name, value in row.items() if name != "evidence"} for row in rows]
+
+
+async def show_policy(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    held = max((row["version"] for row in await policies.history(pool, tenant.id)), default=0)
+    version = held if arguments.version is None else arguments.version
+    if version == 0:
+        return {"tenant_id": tenant.id, "version": 0, "reason": "as configured in routing.yaml", "settings": {}, "holds": held == 0}
+    return {**await policies.find(pool, tenant.id, version), "holds": version == held}
+
+
+async def revert_policy(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    return await tenancy.revert_policy(pool, tenant, arguments.version, reason=arguments.reason, maker=by_hand())
+
+
+async def tune_policy(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """What the recorded requests say of the tenant's cuts; applied if asked for, as one new version."""
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    routing = load(RoutingSettings, home.config_dir(arguments.config))
+    return await tuned(pool, tenant, routing, apply=arguments.apply, maker=by_hand())
+
+
+async def tuned(pool: Pool, tenant: Tenant, routing: RoutingSettings, *, apply: bool, maker: Maker) -> list[dict[str, Any]]:
+    """A proposal for each cut, and the version that it became where it was applied."""
+    held = (await policies.active(pool)).get(tenant.id, {"version": 0, "settings": {}})
+    policy = in_force(held["version"], held["settings"], routing)
+    tries = [tuning.Try(**row) for row in await outcomes.tries(pool, tenant.id, limit=MOST_LOGGED)]
+    choices = [tuning.Choice(**row) for row in await outcomes.choices(pool, tenant.id, limit=MOST_LOGGED)]
+    proposals = [
+        tuning.propose_threshold(tries, old=policy.threshold, floor=routing.explore_floor, promised_loss=routing.promised_loss),
+        tuning.propose_similarity(choices, old=policy.similarity, promised_loss=routing.promised_loss),
+    ]
+    changes = [proposal for proposal in proposals if proposal.changes]
+    version = None
+    if apply and changes:
+        row = await policies.append(
+            pool,
+            tenant.id,
+            {**held["settings"], **{change.setting: change.new for change in changes}},
+            reason="; ".join(change.reason for change in changes),
+            evidence={change.setting: change.evidence for change in changes},
+            actor=maker.actor,
+            expected=held["version"],
+        )
+        version = row["version"]
+    return [{"tenant_id": tenant.id, **asdict(proposal), "applied_as": version if proposal.changes else None} for proposal in proposals]
 
 
 async def create_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
@@ -325,6 +393,10 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "tenants": list_tenants,
     "change_tenant": change_tenant,
     "delete_tenant": delete_tenant,
+    "policies": list_policies,
+    "policy": show_policy,
+    "revert_policy": revert_policy,
+    "tune_policy": tune_policy,
     "create_key": create_key,
     "rotate_key": rotate_key,
     "revoke_key": revoke_key,

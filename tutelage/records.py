@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 Tier = Literal["student", "ta", "teacher"]
 Bodies = Literal["off", "redacted", "full"]  # what is kept of prompts and answers; without them nothing can be learned
 CacheState = Literal["hit-exact", "hit-semantic", "miss", "bypass"]
+Strategy = Literal["always-teacher", "direct", "cascade", "parallel", "budget", "quality"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Tenant:
     retention_days: int | None = None  # None: bodies are kept
     cache_seconds: int | None = None  # how long its answers are kept to be given again; None: as gateway.yaml says
     semantic_error_budget: float | None = None  # share of answers given to paraphrases that may be wrong; 0: none are; None: gateway.yaml's
+    strategy: Strategy = "quality"  # how its requests are answered (routing/strategies.py), unless one asks otherwise
+    max_cost_microusd: int | None = None  # what one answer may cost at most
     erasures: int = 0  # how often bodies were erased: no answer from before may be given again
 
 
@@ -86,7 +89,31 @@ class Interaction(NamedTuple):
     latency_ms: int
     embedding: bytes | None = None
     attempts: tuple[Attempt, ...] = ()
-    endpoint: Literal["chat", "embeddings"] = "chat"
+    endpoint: Literal["chat", "embeddings", "shadow"] = "chat"
+    strategy: Strategy | None = None  # None: nobody had to choose, or what is known from before was given again
+    propensity: float | None = None  # of this answer being the one given; None: not to be learned from
+    explored: bool = False
+    policy_version: int | None = None  # 0: as configured
+    similarity: float | None = None  # of the prompt to the nearest domain
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an answer turned out to be worth. `value` 0..1; `served`: it was the one given; `observed`: the probability with which
+    anybody looked, whether or not it was given (1 for feedback, of which nobody knows it). `score` is the raw log-odds of a student's
+    answer, `confidence` what was made of it."""
+
+    tenant_id: str
+    request_id: str
+    model: str
+    digest: str | None
+    domain: str | None
+    score: float | None
+    confidence: float | None
+    value: float
+    served: bool
+    source: Literal["feedback", "teacher", "judge", "verifier"]
+    observed: float
 
 
 @dataclass(frozen=True)

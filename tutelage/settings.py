@@ -127,11 +127,44 @@ class GatewaySettings(Strict):
     bare: bool = False  # for measuring only: nothing is limited, cached or recorded
 
 
+class JudgeSettings(Strict):
+    """`model`: the configured model that compares two answers, of another `family` (its maker) than the teachers, `teacher_families`.
+    `sensitivity` and `specificity`: how often it is right about good and bad answers, as audited against people."""
+
+    model: str
+    family: str = Field(min_length=1)
+    teacher_families: tuple[str, ...] = Field(min_length=1)
+    sensitivity: float = Field(default=1.0, gt=0, le=1)
+    specificity: float = Field(default=1.0, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _another_family(self) -> JudgeSettings:
+        if self.family.casefold() in {family.casefold() for family in self.teacher_families}:
+            raise ValueError(
+                f"judge {self.model!r} is of the teacher's own family {self.family!r} and would favour it; name one of another"
+            )
+        if self.sensitivity + self.specificity <= 1:
+            raise ValueError("a judge whose sensitivity and specificity sum up to 1 or less tells nothing; audit it or take another")
+        return self
+
+
 class RoutingSettings(Strict):
-    """`threshold`: calibrated probability of being right from which a student's answer is served."""
+    """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
+    similarity: float = Field(default=0.6, ge=0, le=1)
+    promised_loss: float = Field(default=0.05, gt=0, lt=1)
     max_student_tokens: int = Field(default=64, gt=0)
+    explore: float = Field(default=0.03, ge=0, le=0.05)
+    explore_floor: float = Field(default=0.7, gt=0, le=1)
+    shadow: float = Field(default=0.1, ge=0, le=1)
+    shadows_at_once: int = Field(default=4, ge=1)
+    most_parallel: int = Field(default=3, ge=2, le=8)
+    answer_tokens: int = Field(default=256, ge=1)
+    student_microusd: int = Field(default=25, ge=0)
+    outcome_window: int = Field(default=400, ge=20)
+    judge: JudgeSettings | None = None
 
 
 class TierSettings(Strict):

@@ -130,6 +130,7 @@ async def record(pool: Pool, *rows: Interaction) -> None:
 BODIES: dict[str, Any] = {
     "post_/tenants": lambda: {"name": f"t{uuid.uuid4().hex[:8]}"},
     "post_/operators": lambda: {"role": "viewer"},
+    "post_/tenants/{tenant}/policies/revert": lambda: {"version": 0, "reason": "as configured"},
 }
 EVERYBODY = [None, *roles.ROLES, *(f"{name}{role}" for name in ("acme", "bolt") for role in ("", *(f" {r}" for r in roles.ROLES)))]
 
@@ -147,7 +148,7 @@ def expected(key: Key | None, action: Any, of: str | None, good: int) -> int:
 async def test_every_route_answers_everybody_as_the_rule_says(running: Running) -> None:
     told = (await running.http.get("/openapi.json")).json()["paths"]
     routes = [(method, path, one) for path, methods in told.items() if path.startswith("/admin") for method, one in methods.items()]
-    assert len(routes) == 21
+    assert len(routes) == 23
     actions = {one["x-tutelage-action"] for _, _, one in routes}
     assert actions == set(roles.ACTIONS) - {"tenants.plan"}, "every action has a route; that of a plan is told by a field"
     wrong = []
@@ -226,6 +227,10 @@ WRONG_BODIES: list[tuple[str, str, Any, str]] = [
     ("POST", "/tenants/acme/keys", {"models": ["a\0b"]}, "models.0"),
     ("POST", "/tenants/acme/suspend", {"why": "late"}, "why"),
     ("POST", "/operators", {"role": "root"}, "role"),
+    ("PATCH", "/tenants/acme", {"strategy": "guess"}, "strategy"),
+    ("PATCH", "/tenants/acme", {"max_cost_microusd": 0}, "max_cost_microusd"),
+    ("POST", "/tenants/acme/policies/revert", {"version": -1, "reason": "x"}, "version"),
+    ("POST", "/tenants/acme/policies/revert", {"version": 1}, "reason"),
 ]
 
 

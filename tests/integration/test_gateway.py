@@ -68,6 +68,7 @@ def student() -> Iterator[FakeModelServer]:
 def configure(folder: Path, teachers: list[dict[str, Any]], **gateway_settings: Any) -> Path:
     (folder / "models.yaml").write_text(yaml.safe_dump({"models": teachers}))
     (folder / "gateway.yaml").write_text(yaml.safe_dump({"snapshot_seconds": 0.05, **gateway_settings}))
+    (folder / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 0.0}))  # nothing is left to chance
     return folder
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -26,14 +27,18 @@ from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import Cache
 from tutelage.gateway.callers import Callers
 from tutelage.gateway.configuration import Configuration, ConfigurationWatcher
-from tutelage.gateway.dispatch import Dispatch, Models
+from tutelage.gateway.dispatch import Dispatch
 from tutelage.gateway.draining import Draining
 from tutelage.gateway.embeddings import Embeddings
 from tutelage.gateway.gauges import Gauges
 from tutelage.gateway.idempotency import Idempotency
+from tutelage.gateway.judging import Judging
+from tutelage.gateway.models import Models
 from tutelage.gateway.pipeline import Pipeline
-from tutelage.gateway.recording import Recording
+from tutelage.gateway.planning import Planning
+from tutelage.gateway.recording import Recording, utc_now
 from tutelage.gateway.semantic import Semantic
+from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
@@ -116,9 +121,18 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         for closing in (cache.close, admission.close, recorder.stop):
             opened.push_async_callback(closing)
         models = clients.models(setup.started_with.models)
-        dispatch = Dispatch(encoder, models=models, routing=setup.started_with.routing, metrics=state.metrics)
+        routing, randomness = setup.started_with.routing, random.Random()
+        state.estimators = {}
+        planning = Planning(routing, estimators=state.estimators, randomness=randomness)
+        judging = Judging(models, routing)
+        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, metrics=state.metrics)
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, threshold=lambda: state.configuration.current.routing.threshold)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        state.shadows = Shadows(
+            pool, recorder, dispatch, judging, routing=lambda: state.configuration.current.routing, randomness=randomness, clock=utc_now
+        )
+        if settings.bare:
+            state.shadows = bare.NoShadows()
         idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
         semantic = Semantic(
             cache,
@@ -138,6 +152,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             turns=turns,
             dispatch=dispatch,
             recording=Recording(recorder, metrics=state.metrics, spans=spans),
+            shadows=state.shadows,
             encoder=encoder,
             settings=lambda: state.configuration.current.gateway,
             secret=setup.home.secret("pepper"),
@@ -146,7 +161,9 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         draining = Draining(grace_seconds=settings.drain_seconds, cut=pipeline.cut_streams)
 
         def changed(new: Configuration) -> None:
-            dispatch.change(clients.models(new.models), new.routing)
+            models = clients.models(new.models)
+            judging.change(models, new.routing)
+            dispatch.change(models, new.routing)
             turns.change(most_running=new.gateway.most_running, wait_seconds=new.gateway.wait_seconds)
             watcher.read_again()
 

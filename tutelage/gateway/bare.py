@@ -9,6 +9,9 @@ from datetime import UTC, datetime
 
 from tutelage.gateway.admission import Admission, Estimate, Meter, Party
 from tutelage.gateway.cache import Cache, CacheKey, Entry
+from tutelage.gateway.exchange import Asked, Outcome, Placed
+from tutelage.gateway.shadows import Shadows
+from tutelage.gateway.snapshot import TenantView
 from tutelage.records import Interaction
 from tutelage.stores.interactions import Recorder
 from tutelage.stores.replies import Held, StoredReply
@@ -47,6 +50,16 @@ class NoLedger(Recorder):
 
     async def record(self, interaction: Interaction, kept: tuple[Held, StoredReply] | None = None) -> None:
         """Forgets it."""
+
+
+class NoShadows(Shadows):
+    """Looks into nothing."""
+
+    def __init__(self) -> None:
+        self._running = set()
+
+    def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Outcome) -> None:
+        """Learns nothing."""
 
 
 class NoCache(Cache):

@@ -15,9 +15,10 @@ from typing import Literal
 from tutelage.errors import Forbidden, Suspended, Unauthenticated
 from tutelage.gateway import keys
 from tutelage.gateway.admission import Party
-from tutelage.gateway.limits import Limits, agreed
+from tutelage.gateway.limits import DEFAULT, Limits, agreed, check_strategy, strategies
 from tutelage.gateway.snapshot import Snapshot, Watcher
-from tutelage.records import Bodies, Key, Tenant
+from tutelage.records import Bodies, Key, Strategy, Tenant
+from tutelage.routing.strategies import BASIC
 
 MOST_KNOWN = 10_000
 
@@ -33,6 +34,9 @@ class Caller:
     bodies: Bodies = "full"
     cache_seconds: int | None = None  # how long its answers are kept; None: as long as the gateway says
     semantic_error_budget: float | None = None  # None: as much as the gateway says
+    strategy: Strategy = "quality"
+    strategies: frozenset[Strategy] = BASIC  # those its plan allows
+    max_cost_microusd: int | None = None
     erasures: int = 0
     routes: frozenset[str] | None = None
 
@@ -55,6 +59,10 @@ class Caller:
         if self.models is not None and name not in self.models:
             allowed = ", ".join(sorted(self.models)) or "none"
             raise Forbidden(f"this key may not use model {name!r}; it may use: {allowed}", param="model")
+
+    def check_strategy(self, strategy: Strategy) -> None:
+        """Raises Forbidden when the tenant's plan does not allow the strategy."""
+        check_strategy(strategy, self.strategies, param="x-tutelage-strategy")
 
 
 class Callers:
@@ -113,6 +121,7 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
     if key.tenant_id is None:
         raise Unauthenticated("this is an operator key; requests need a tenant's key: tutelage keys create TENANT")
     tenant = _active(key.tenant_id, snapshot)
+    able = strategies(tenant.tier)
     return Caller(
         Party("tenant", tenant.id, tenant.id, agreed(tenant.tier, tenant.limits)),
         Party("key", tenant.id, key.id, Limits.model_validate(dict(key.limits))),
@@ -121,6 +130,9 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
         "off" if snapshot.full(tenant) else tenant.bodies,
         tenant.cache_seconds,
         tenant.semantic_error_budget,
+        tenant.strategy if tenant.strategy in able else DEFAULT,  # it may have been moved to a plan that does not allow it
+        able,
+        tenant.max_cost_microusd,
         tenant.erasures,
         frozenset(key.routes) if key.routes is not None else None,
     )

@@ -1,29 +1,32 @@
-"""Who answers a prompt, and asking them: its place in the tenant's traffic, the student that may try, the teachers behind it.
+"""Who answers a prompt, and asking them: its place in the tenant's traffic, and the steps of its plan one after another or at once.
 
-It refuses to know who asks, what is cached and what is recorded.
+It refuses to know who asks, what is cached and what is recorded, and why a plan is as it is (`planning.py`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
-from tutelage.errors import BackendFailed, BackendRefused, ModelNotFound, Unavailable
+from tutelage.errors import BackendFailed, BackendRefused, InvalidRequest, ModelNotFound, Unavailable
 from tutelage.fleet.backends import Answer, Backend
 from tutelage.gateway import openai
-from tutelage.gateway.exchange import Asked, Outcome, Placed
+from tutelage.gateway.exchange import NOBODY_CHOSE, Asked, Chosen, Outcome, Placed
+from tutelage.gateway.judging import Judging
+from tutelage.gateway.models import Models
+from tutelage.gateway.planning import Planned, Planning, affordable
 from tutelage.gateway.snapshot import TenantView, lineage_of
 from tutelage.records import Attempt, Tier
 from tutelage.routing.confidence import score
 from tutelage.routing.encoder import Encoder
-from tutelage.routing.policy import StudentSnapshot, accept, choose_student
-from tutelage.settings import ModelEntry, Price, RoutingSettings
+from tutelage.routing.exploration import propensity
+from tutelage.routing.policy import StudentSnapshot, judge
+from tutelage.routing.strategies import Step
+from tutelage.routing.votes import agree
+from tutelage.settings import RoutingSettings
 from tutelage.telemetry import Metrics
 
 log = logging.getLogger(__name__)
@@ -32,77 +35,31 @@ TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 
 
 @dataclass(frozen=True)
-class Models:
-    """The backends of models.yaml, in their order, and the local tier's clients by adapter name."""
-
-    configured: tuple[tuple[ModelEntry, Backend], ...]
-    adapter: Callable[[str], Backend]
-
-    @cached_property
-    def lineages(self) -> dict[str, str]:
-        """What names each configured model and all that makes it answer as it does; by its name."""
-        return {entry.name: _lineage(entry) for entry, _ in self.configured}
-
-    @cached_property
-    def _without_fallbacks(self) -> set[str]:
-        return {entry.name for entry, _ in self.configured if not entry.fallbacks}
-
-    @cached_property
-    def dearest(self) -> Price:
-        """The highest price of a token in and of one out, of all models that may answer."""
-        prices = [entry.price for entry, _ in self.configured if entry.price is not None]
-        return Price(
-            input_per_mtok=max((price.input_per_mtok for price in prices), default=0.0),
-            output_per_mtok=max((price.output_per_mtok for price in prices), default=0.0),
-        )
-
-    def teachers(self, domain: str | None) -> list[Backend]:
-        """Those that name the domain first, then those that answer anything."""
-        teachers = [(entry, backend) for entry, backend in self.configured if entry.tier == "teacher"]
-        own = [backend for entry, backend in teachers if domain is not None and domain in entry.domains]
-        return own + [backend for entry, backend in teachers if not entry.domains]
-
-    @cached_property
-    def by_name(self) -> dict[str, tuple[ModelEntry, Backend]]:
-        return {entry.name: (entry, backend) for entry, backend in self.configured}
-
-    def chain(self, first: Sequence[Backend]) -> list[Backend]:
-        """Who is asked in turn: these models, then the fallbacks of each, then theirs; nobody twice."""
-        if len(first) == 1 and first[0].name in self._without_fallbacks:
-            return list(first)
-        found = {backend.name: backend for backend in first}
-        ahead = deque(found)
-        while ahead:
-            entry, _ = self.by_name.get(ahead.popleft(), (None, None))
-            for name in entry.fallbacks if entry is not None else ():
-                if name not in found:
-                    found[name] = self.by_name[name][1]
-                    ahead.append(name)
-        return list(found.values())
-
-
-@dataclass(frozen=True)
 class Alone:
-    """The one model that answers without being judged."""
+    """The one model that answers without being judged. `most_microusd`: what its answer may cost; None: whatever it costs."""
 
     tier: Tier
     backend: Backend
     route: str
     reason: str
     lineage: str
+    chosen: Chosen = NOBODY_CHOSE
+    most_microusd: int | None = None
 
 
 class Dispatch:
     """Finds who answers and asks them. `models` and `routing` may be replaced while requests run (`change`)."""
 
-    def __init__(self, encoder: Encoder, *, models: Models, routing: RoutingSettings, metrics: Metrics) -> None:
+    def __init__(self, encoder: Encoder, *, models: Models, planning: Planning, judging: Judging, metrics: Metrics) -> None:
         self._encoder = encoder
         self._models = models
-        self._routing = routing
+        self._planning = planning
+        self._judging = judging
         self._metrics = metrics
 
     def change(self, models: Models, routing: RoutingSettings) -> None:
-        self._models, self._routing = models, routing
+        self._models = models
+        self._planning.change(routing)
 
     @property
     def models(self) -> Models:
@@ -114,48 +71,48 @@ class Dispatch:
             return Placed(given, None, "no domains yet")
         # the encoder computes without the interpreter's lock; a thread keeps the event loop answering
         embedding = (await asyncio.to_thread(self._encoder.encode, [asked.request.prompt]))[0]
-        if given:
-            return Placed(given, embedding.tobytes(), "the client named the domain")
         assignment = view.index.assign(embedding)
-        return Placed(assignment.domain, embedding.tobytes(), assignment.reason)
+        if given:
+            return Placed(given, embedding.tobytes(), "the client named the domain", assignment.similarity)
+        return Placed(assignment.domain, embedding.tobytes(), assignment.reason, assignment.similarity)
 
-    def alone(self, request: openai.Chat, view: TenantView, placed: Placed) -> Alone | None:
-        """The one model that answers without being judged: the one asked for, or the teacher where no student can try.
+    def alone(self, asked: Asked, view: TenantView, placed: Placed) -> Alone | None:
+        """The one model that answers without being judged: the one asked for, or the one that the plan names.
 
         Raises:
             ModelNotFound: none has this name.
+            InvalidRequest: nobody answers for what it may cost.
         """
-        if request.model == "auto":
-            choice = choose_student(placed.domain, view.students, quality_floor=self._routing.threshold)
-            teachers = self._models.teachers(placed.domain) if choice.student is None else []
-            return self._configured("teacher", teachers[0], "always-teacher", choice.reason) if teachers else None
-        if request.model in TIERS:
-            return self._of_tier(request.model, view, placed)
-        named = self._models.by_name.get(request.model)
+        if asked.request.model != "auto":
+            return self._named(asked.request.model, view, placed)
+        planned = self._planning.plan(asked, view, placed, self._models)
+        return self._single(planned)
+
+    def _single(self, planned: Planned) -> Alone | None:
+        plan = planned.plan
+        if not plan.steps and self._models.configured:
+            raise InvalidRequest(f"{plan.reason}; allow more, or ask for a shorter answer", param="x-tutelage-max-cost-usd")
+        if len(plan.steps) != 1 or plan.steps[0].candidate.student is not None:
+            return None
+        step = plan.steps[0]
+        alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], plan.shape, plan.reason)
+        return replace(alone, chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd)
+
+    def _named(self, model: str, view: TenantView, placed: Placed) -> Alone:
+        if model in TIERS:
+            return self._of_tier(model, view, placed)
+        named = self._models.by_name.get(model)
         if named is not None:
             return self._configured(named[0].tier, named[1], "direct", "the client named the model")
         for student in view.students:
-            if request.model in (student.name, view.adapters[student.name]):
+            if model in (student.name, view.adapters[student.name]):
                 backend = self._models.adapter(view.adapters[student.name])
                 return Alone(student.tier, backend, "direct", "the client named the student", lineage_of(student))
         known = ["auto", *TIERS, *(entry.name for entry, _ in self._models.configured), *(s.name for s in view.students)]
-        raise ModelNotFound(f"model {request.model!r} does not exist here; available: {', '.join(known)}", param="model")
+        raise ModelNotFound(f"model {model!r} does not exist here; available: {', '.join(known)}", param="model")
 
     def _configured(self, tier: Tier, backend: Backend, route: str, reason: str) -> Alone:
         return Alone(tier, backend, route, reason, self._models.lineages.get(backend.name, ""))
-
-    def lineage(self, name: str, alone: Alone) -> str:
-        """Of the answer that model `name` gave in the place of `alone`: itself, or one of its fallbacks."""
-        return alone.lineage if name == alone.backend.name else self._models.lineages.get(name, "")
-
-    def live(self, view: TenantView) -> frozenset[str]:
-        """The lineages whose answers may be given again."""
-        return view.lineages.union(self._models.lineages.values())
-
-    def policy(self, model: str) -> str:
-        """What decides who answers, beside the models themselves: the same question under another policy is another one."""
-        routing = self._routing
-        return f"{routing.threshold}:{routing.max_student_tokens}" if model == "auto" else ""
 
     def _of_tier(self, tier: Tier, view: TenantView, placed: Placed) -> Alone:
         for student in view.students:
@@ -167,32 +124,114 @@ class Dispatch:
             raise ModelNotFound(f"no {tier} answers domain {placed.domain or 'unknown'!r} yet; use model 'auto'", param="model")
         return self._configured(tier, teachers[0], "direct", "the client named the tier")
 
-    async def ask(self, request: openai.Chat, view: TenantView, placed: Placed) -> Outcome:
-        """The model asked for, or the domain's student and behind it the teachers.
+    def lineage(self, name: str, alone: Alone) -> str:
+        """Of the answer that model `name` gave in the place of `alone`: itself, or one of its fallbacks."""
+        return alone.lineage if name == alone.backend.name else self._models.lineages.get(name, "")
+
+    def live(self, view: TenantView) -> frozenset[str]:
+        """The lineages whose answers may be given again."""
+        return view.lineages.union(self._models.lineages.values())
+
+    def policy(self, asked: Asked, view: TenantView) -> str:
+        """What decides who answers, beside the models themselves."""
+        return self._planning.key(asked, view)
+
+    async def ask(self, asked: Asked, view: TenantView, placed: Placed) -> Outcome:
+        """The model asked for, or what the tenant's strategy plans.
 
         Raises:
-            ModelNotFound, BackendRefused: it cannot be answered as it is.
+            ModelNotFound, BackendRefused, InvalidRequest: it cannot be answered as it is.
             Unavailable: nobody can answer it now.
         """
-        alone = self.alone(request, view, placed)
-        if alone is not None and request.model != "auto":
-            answer, name = await self._first_answer(request, self._models.chain([alone.backend]))
-            return Outcome(answer, name, alone.tier, alone.route, _told(alone, name), lineage=self.lineage(name, alone))
-        choice = choose_student(placed.domain, view.students, quality_floor=self._routing.threshold)
-        tried = await self._try_student(request, view, choice.student) if choice.student else None
-        if tried is not None and tried.attempts[0].accepted:
-            return tried
-        attempts = tried.attempts if tried else ()
+        if asked.request.model != "auto":
+            return await self._ask_alone(asked.request, self._named(asked.request.model, view, placed), [])
+        planned = self._planning.plan(asked, view, placed, self._models)
+        alone = self._single(planned)
+        if alone is not None:
+            return await self._ask_alone(asked.request, alone, self._models.teachers(placed.domain))
+        if planned.plan.shape == "parallel":
+            return await self._ask_all(asked.request, placed, planned)
+        return await self._ask_in_turn(asked.request, view, placed, planned)
+
+    async def _ask_alone(self, request: openai.Chat, alone: Alone, others: Sequence[Backend]) -> Outcome:
+        answer, name = await self._first_answer(request, self._models.chain([alone.backend, *others]), alone.most_microusd)
+        return spoken(alone, answer, name, self.tier_of(name, alone), self.lineage(name, alone))
+
+    def tier_of(self, name: str, alone: Alone) -> Tier:
+        """Of model `name` that answered in the place of `alone`."""
+        return alone.tier if name == alone.backend.name else self._models.by_name[name][0].tier
+
+    async def _ask_in_turn(self, request: openai.Chat, view: TenantView, placed: Placed, planned: Planned) -> Outcome:
+        """Students until one is sure enough, then the model behind them."""
+        plan, attempts = planned.plan, list[Attempt]()
+        tried: Outcome | None = None
+        reached = True  # every student that should have answered did
+        for step in plan.steps:
+            if step.candidate.student is None:
+                continue
+            outcome = await self.try_student(request, view, step.candidate.student, least=step.least)
+            reached = reached and outcome is not None
+            if outcome is None:
+                continue
+            attempts.extend(outcome.attempts)
+            tried = outcome._replace(route=plan.shape, attempts=tuple(attempts), reason=f"{plan.reason}: {outcome.reason}")
+            if outcome.attempts[0].accepted:
+                return tried._replace(chosen=_after(planned, attempts, given=True) if reached else _chosen(planned, None))
+        behind = [self._models.by_name[s.candidate.name][1] for s in plan.steps if s.candidate.student is None]
+        chosen = _after(planned, attempts, given=False) if reached else _chosen(planned, None)
         try:
-            answer, name = await self._first_answer(request, self._models.chain(self._models.teachers(placed.domain)))
+            chain = self._models.chain([*behind, *self._models.teachers(placed.domain)])
+            answer, name = await self._first_answer(request, chain, plan.steps[-1].most_microusd)
         except Unavailable:
             # a promoted student is proven good enough as a whole: while every teacher is down its answer is better than none
             if tried is not None and tried.tier != "student":
-                accepted = replace(tried.attempts[0], accepted=True)
-                return tried._replace(route="cascade-degraded", reason="every teacher is down", attempts=(accepted,))
+                accepted = (*tried.attempts[:-1], replace(tried.attempts[-1], accepted=True))
+                told = tried._replace(route="cascade-degraded", reason="every teacher is down", attempts=accepted)
+                return told._replace(chosen=_chosen(planned, None))
             raise
-        reason, route = (attempts[0].reason, "cascade") if attempts else (choice.reason, "cascade" if choice.student else "always-teacher")
-        return Outcome(answer, name, "teacher", route, reason, None, attempts, lineage=self._models.lineages.get(name, ""))
+        if behind and name != behind[0].name:
+            chosen = _chosen(planned, None)
+        reason = f"{plan.reason}: {attempts[-1].reason}" if attempts else plan.reason
+        tier = self._models.by_name[name][0].tier
+        lineage = self._models.lineages.get(name, "")
+        return Outcome(answer, name, tier, plan.shape, reason, None, tuple(attempts), lineage=lineage, chosen=chosen)
+
+    async def _ask_all(self, request: openai.Chat, placed: Placed, planned: Planned) -> Outcome:
+        """All at once; what most of them say is given, and where they all differ what the judge prefers, or the one trusted most."""
+        plan = planned.plan
+        asking = [self._answer_of(request, step) for step in plan.steps]
+        answered = [
+            (step, found) for step, found in zip(plan.steps, await asyncio.gather(*asking), strict=True) if isinstance(found, Answer)
+        ]
+        if not answered:
+            return await self._ask_alone(request, self._fallback(planned), self._models.teachers(placed.domain))
+        agreed = agree([found.text for _, found in answered], [step.candidate.worth for step, _ in answered])
+        attempts: list[Attempt] = []
+        if agreed.votes == 1 and len(answered) > 1 and self._judging.able:
+            agreed, attempts = await self._judging.best(request, [found.text for _, found in answered], agreed)
+        for place, (step, found) in enumerate(answered):
+            if place != agreed.index:
+                cost = round(found.cost_usd * 1e6)
+                name, tier = step.candidate.name, step.candidate.tier
+                attempts.append(Attempt(name, tier, None, found.text, None, None, False, agreed.reason, cost))
+        step, answer = answered[agreed.index]
+        name, lineage = step.candidate.name, self._models.lineages.get(step.candidate.name, "")
+        whole = len(answered) == len(plan.steps)
+        chosen = _chosen(planned, plan.propensity if whole else None)
+        reason = f"{plan.reason}; {agreed.reason}"
+        return Outcome(answer, name, step.candidate.tier, "parallel", reason, None, tuple(attempts), lineage=lineage, chosen=chosen)
+
+    def _fallback(self, planned: Planned) -> Alone:
+        step = planned.plan.steps[0]
+        alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], "parallel", planned.plan.reason)
+        return replace(alone, chosen=_chosen(planned, None), most_microusd=step.most_microusd)
+
+    async def _answer_of(self, request: openai.Chat, step: Step) -> Answer | None:
+        try:
+            return (await self._first_answer(request, [self._models.by_name[step.candidate.name][1]], step.most_microusd))[0]
+        except (Unavailable, BackendRefused) as failed:
+            log.warning("%s did not answer beside others: %s", step.candidate.name, failed)
+            return None
 
     async def begin(
         self, request: openai.Chat, placed: Placed, alone: Alone
@@ -206,7 +245,11 @@ class Dispatch:
         others = self._models.teachers(placed.domain) if request.model == "auto" else []
         failures = []
         for backend in self._models.chain([alone.backend, *others]):
-            chunks = backend.stream(payload(request))
+            body = self._body(request, backend, alone.most_microusd)
+            if body is None:
+                failures.append(f"model {backend.name} costs more than may be spent")
+                continue
+            chunks = backend.stream(body)
             try:
                 return backend, chunks, await anext(chunks)
             except StopAsyncIteration:
@@ -215,11 +258,12 @@ class Dispatch:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
 
-    async def _try_student(self, request: openai.Chat, view: TenantView, student: StudentSnapshot) -> Outcome | None:
-        """The student's answer with its calibrated confidence; None when it cannot be reached, so the teacher answers."""
+    async def try_student(self, request: openai.Chat, view: TenantView, student: StudentSnapshot, *, least: float | None) -> Outcome | None:
+        """The student's answer with its calibrated confidence; None when it cannot be reached, so the next one answers. `least`: the
+        confidence from which it is given; None: it is given as it is, if it is whole and of the version in charge."""
         backend = self._models.adapter(view.adapters[student.name])
-        asked = request.longest or self._routing.max_student_tokens
-        body = payload(request) | {"logprobs": True, "max_tokens": min(asked, self._routing.max_student_tokens)}
+        most = self._planning.routing.max_student_tokens
+        body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
         body.pop("max_completion_tokens", None)
         try:
             answer = await backend.complete(body)
@@ -228,35 +272,63 @@ class Dispatch:
             self._metrics.fallbacks.labels(student.name).inc()
             return None
         found = score(answer.logprobs)
-        verdict = accept(student, found, threshold=self._routing.threshold)
+        verdict = judge(student, found, needed=least or 0.0)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
         reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"
-        accepted = verdict.accepted and whole
+        accepted, confidence = (verdict.accepted, verdict.confidence) if whole else (False, 0.0)
         cost = round(answer.cost_usd * 1e6)
-        attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, verdict.confidence, accepted, reason, cost)
-        return Outcome(answer, student.name, student.tier, "cascade", reason, verdict.confidence, (attempt,), lineage=lineage_of(student))
+        attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, confidence, accepted, reason, cost)
+        return Outcome(answer, student.name, student.tier, "cascade", reason, confidence, (attempt,), lineage=lineage_of(student))
 
-    async def _first_answer(self, request: openai.Chat, chain: Sequence[Backend]) -> tuple[Answer, str]:
+    async def ask_teacher(self, request: openai.Chat, placed: Placed) -> tuple[Answer, str]:
+        """What the domain's teacher says, whoever has answered. Raises BackendRefused, Unavailable."""
+        return await self._first_answer(request, self._models.chain(self._models.teachers(placed.domain)), None)
+
+    async def _first_answer(self, request: openai.Chat, chain: Sequence[Backend], most_microusd: int | None) -> tuple[Answer, str]:
         """Of the first that can answer, and its name. Raises BackendRefused: nobody else would; Unavailable: nobody can."""
-        failures = []
+        failures, wait = list[str](), list[int]()
         for backend in chain:
+            body = self._body(request, backend, most_microusd)
+            if body is None:
+                failures.append(f"model {backend.name} costs more than may be spent")
+                continue
             try:
-                return await backend.complete(payload(request)), backend.name
+                return await backend.complete(body), backend.name
             except BackendFailed as failed:
-                failures.append(failed)
-        told = "; ".join(str(failed) for failed in failures) or "no teacher is configured in models.yaml"
-        wait = min((failed.retry_after or 5 for failed in failures), default=5)
-        raise Unavailable(f"no model could answer ({told}); try again shortly", retry_after=wait)
+                failures.append(str(failed))
+                wait.append(failed.retry_after or 5)
+        told = "; ".join(failures) or "no teacher is configured in models.yaml"
+        raise Unavailable(f"no model could answer ({told}); try again shortly", retry_after=min(wait, default=5))
+
+    def _body(self, request: openai.Chat, backend: Backend, most_microusd: int | None) -> dict[str, Any] | None:
+        """What a model is sent, its answer no longer than what may be spent on it; None where nothing can be said for that."""
+        if most_microusd is None:
+            return payload(request)
+        tokens = affordable(self._models.by_name[backend.name][0].price, request, most_microusd)
+        if tokens is None:
+            return payload(request)
+        name = "max_completion_tokens" if "max_completion_tokens" in request.shape else "max_tokens"
+        return payload(request) | {name: min(request.longest or tokens, tokens)} if tokens else None
 
 
-def _told(alone: Alone, name: str) -> str:
-    return alone.reason if name == alone.backend.name else f"{alone.reason}, it failed and its fallback answered"
+def spoken(alone: Alone, answer: Answer, name: str, tier: Tier, lineage: str) -> Outcome:
+    """The answer of the one model that was asked, or of `name` in its place: what was drawn says nothing of another's answer."""
+    itself = name == alone.backend.name
+    reason = alone.reason if itself else f"{alone.reason}, it failed and its fallback answered"
+    chosen = alone.chosen if itself else alone.chosen._replace(propensity=None)
+    return Outcome(answer, name, tier, alone.route, reason, lineage=lineage, chosen=chosen)
 
 
-def _lineage(entry: ModelEntry) -> str:
-    """An entry that asks another model, or asks it elsewhere, may answer otherwise; its price and deadlines change no answer."""
-    told = entry.model_dump_json(include={"kind", "base_url", "model", "path"})
-    return f"model:{entry.name}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+def _after(planned: Planned, attempts: Sequence[Attempt], *, given: bool) -> Chosen:
+    """Where tries in turn have ended, with the probability that they ended so."""
+    if all(step.least is None for step in planned.undrawn.steps):
+        return _chosen(planned, planned.plan.propensity if given or not attempts else None)
+    confidences = [attempt.confidence or 0.0 for attempt in attempts]
+    return _chosen(planned, propensity(planned.undrawn, planned.exploration, confidences, given=given) or None)
+
+
+def _chosen(planned: Planned, likely: float | None) -> Chosen:
+    return Chosen(planned.plan.strategy, likely, planned.plan.explored, planned.policy.version)
 
 
 def payload(request: openai.Chat) -> dict[str, Any]:

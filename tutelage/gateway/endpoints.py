@@ -5,7 +5,9 @@ It refuses to know how a request is answered (`pipeline.py`) and how HTTP is spo
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -25,6 +27,7 @@ from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.turns import PRIORITIES
 from tutelage.records import Feedback
+from tutelage.routing.strategies import STRATEGIES
 from tutelage.stores.interactions import add_feedback
 from tutelage.stores.replies import Held, StoredReply
 
@@ -58,6 +61,8 @@ async def chat(request: Request) -> ASGIApp:
     who, state = _caller(request, "chat"), request.app.state
     body = openai.parse_chat(await _body(request))
     options = _options(request)
+    if options.strategy is not None:
+        who.check_strategy(options.strategy)
     pipeline: Pipeline = state.pipeline
     if not body.stream and "idempotency-key" not in wire.headers_of(request):
         meter = await pipeline.admit(body, who)
@@ -68,7 +73,7 @@ async def chat(request: Request) -> ASGIApp:
         return wire.Whole(reply.content, openai.JSON, reply.headers)
     # what an idempotency key holds is let go when the reply is whole, failed or cut off
     async with AsyncExitStack() as holding:
-        claimed = await _claim(request, who, holding, [body.shape, body.stream, options.cache, options.domain])
+        claimed = await _claim(request, who, holding, [body.shape, body.stream, *_answer_shaping(options)])
         if isinstance(claimed, StoredReply):
             return _whole(claimed)
         meter = await pipeline.admit(body, who)
@@ -155,7 +160,32 @@ def _options(request: Request) -> Options:
     if priority not in PRIORITIES:
         raise InvalidRequest(f"x-tutelage-priority: {priority!r} is unknown; allowed: low, normal, high", param="x-tutelage-priority")
     trace = {name: value for name in TRACE_HEADERS if (value := headers.get(name))}
-    return Options(cache, headers.get("x-tutelage-domain") or None, priority, trace)
+    strategy = headers.get("x-tutelage-strategy", "").lower() or None
+    if strategy is not None and strategy not in STRATEGIES:
+        raise InvalidRequest(f"x-tutelage-strategy: {strategy!r} is unknown; allowed: {', '.join(STRATEGIES)}", param="x-tutelage-strategy")
+    most, least = _number(headers, "x-tutelage-max-cost-usd", 1e9), _number(headers, "x-tutelage-min-confidence", 1.0)
+    microusd = None if most is None else int(round(most * 1e6, 3))
+    return Options(cache, headers.get("x-tutelage-domain") or None, priority, trace, strategy, microusd, least)  # type: ignore[arg-type]
+
+
+def _number(headers: Mapping[str, str], name: str, most: float) -> float | None:
+    """A header's number above 0. Raises InvalidRequest."""
+    text = headers.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= most:
+        raise InvalidRequest(f"{name}: {text[:40]!r} is no number above 0 and at most {most:g}", param=name)
+    return value
+
+
+def _answer_shaping(options: Options) -> list[Any]:
+    """What of the headers may change the answer: the same Idempotency-Key with another is another request."""
+    wishes = [options.strategy, options.max_microusd, options.min_confidence]
+    return [options.cache, options.domain, *(wishes if any(wish is not None for wish in wishes) else ())]
 
 
 async def _claim(request: Request, who: Caller, holding: AsyncExitStack, parameters: list[Any]) -> Held | StoredReply | None:
@@ -201,6 +231,9 @@ CHAT_HEADERS = [
     _header("x-tutelage-priority", "Who goes first when there is a queue", enum=["low", "normal", "high"]),
     _header("x-tutelage-cache", "bypass: ask a model anyway; private: neither look up nor keep", enum=["bypass", "private"]),
     _header("x-tutelage-domain", "The domain, where the client knows it"),
+    _header("x-tutelage-strategy", "How this request is answered, instead of as the tenant's are", enum=list(STRATEGIES)),
+    _header("x-tutelage-max-cost-usd", "What its answer may cost at most, in US dollars"),
+    _header("x-tutelage-min-confidence", "The least probability of being right from which a student's answer is given, above 0 to 1"),
 ]
 
 

@@ -11,7 +11,7 @@ from tutelage.gateway import openai
 from tutelage.gateway.admission import Meter
 from tutelage.gateway.callers import Caller
 from tutelage.gateway.turns import Priority
-from tutelage.records import Attempt, Tier
+from tutelage.records import Attempt, Strategy, Tier
 from tutelage.stores.replies import Held
 
 
@@ -22,6 +22,9 @@ class Options(NamedTuple):
     domain: str | None = None
     priority: Priority = "normal"
     trace: Mapping[str, str] = MappingProxyType({})
+    strategy: Strategy | None = None
+    max_microusd: int | None = None
+    min_confidence: float | None = None
 
 
 class Asked(NamedTuple):
@@ -44,11 +47,25 @@ class Asked(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """Where in the tenant's traffic a prompt belongs."""
+    """Where in the tenant's traffic a prompt belongs; `similarity` is to the nearest domain."""
 
     domain: str | None
     embedding: bytes | None
     reason: str
+    similarity: float | None = None
+
+
+class Chosen(NamedTuple):
+    """By which strategy, and by which version of the tenant's policy, it was chosen who answers. `propensity`: how probable it was that
+    this answer was the one given; None: something else had a part in it, and nothing is to be learned from it."""
+
+    strategy: Strategy | None
+    propensity: float | None
+    explored: bool
+    policy_version: int | None
+
+
+NOBODY_CHOSE = Chosen(None, None, False, None)
 
 
 class Outcome(NamedTuple):
@@ -63,6 +80,7 @@ class Outcome(NamedTuple):
     attempts: tuple[Attempt, ...] = ()
     domain: str | None = None  # only a cached outcome knows it; others are placed first
     lineage: str = ""  # the model and version that gave it
+    chosen: Chosen = NOBODY_CHOSE
 
     @property
     def cost_usd(self) -> float:

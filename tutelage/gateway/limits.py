@@ -11,9 +11,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, ValidationError
 
-from tutelage.errors import InvalidRequest
+from tutelage.errors import Forbidden, InvalidRequest
+from tutelage.records import Strategy
+from tutelage.routing.strategies import BASIC as BASIC_STRATEGIES
+from tutelage.routing.strategies import STRATEGIES
 from tutelage.settings import Strict, whole
 
+DEFAULT: Strategy = "quality"
 MOST = 10**15  # of any limit: what a double holds exactly, as Valkey's scripts count in doubles
 
 
@@ -59,6 +63,21 @@ PLANS: Mapping[str, Plan] = {
     "pro": Plan(Limits(queries_per_day=50_000, concurrent=50, requests_per_minute=3_000), 20, 10_000_000_000, ADVANCED),
     "enterprise": Plan(Limits(queries_per_day=1_000_000, concurrent=1_000), 100, 1_000_000_000_000, (*ADVANCED, "dedicated-replicas")),
 }
+
+
+def strategies(tier: str) -> frozenset[Strategy]:
+    """How the requests of a tenant may be answered."""
+    return frozenset(STRATEGIES) if "advanced-routing" in PLANS[tier].features else BASIC_STRATEGIES
+
+
+def check_strategy(strategy: Strategy, allowed: frozenset[Strategy], *, param: str) -> None:
+    """Raises Forbidden, telling what is allowed."""
+    if strategy not in allowed:
+        raise Forbidden(
+            f"strategy {strategy!r} needs advanced routing, a feature of the plans pro and enterprise; this tenant may use: "
+            f"{', '.join(sorted(allowed))}",
+            param=param,
+        )
 
 
 def agreed(tier: str, overrides: Mapping[str, Any]) -> Limits:

@@ -20,11 +20,12 @@ from tutelage.gateway import openai
 from tutelage.gateway.admission import Admission, Estimate, Meter
 from tutelage.gateway.cache import Cache, CacheKey, Entry, cache_key
 from tutelage.gateway.callers import Caller
-from tutelage.gateway.dispatch import Alone, Dispatch, payload
+from tutelage.gateway.dispatch import Alone, Dispatch, payload, spoken
 from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
 from tutelage.gateway.freshness import freshness
 from tutelage.gateway.recording import Recording, reply_headers
 from tutelage.gateway.semantic import Near, Semantic
+from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import TenantView, Watcher
 from tutelage.gateway.streams import Heard, Relay
 from tutelage.gateway.turns import Turns
@@ -79,6 +80,7 @@ class Pipeline:
         turns: Turns,
         dispatch: Dispatch,
         recording: Recording,
+        shadows: Shadows,
         encoder: Encoder,
         settings: Callable[[], GatewaySettings],
         secret: str,
@@ -91,6 +93,7 @@ class Pipeline:
         self._turns = turns
         self._dispatch = dispatch
         self._recording = recording
+        self._shadows = shadows
         self._encoder = encoder
         self._settings = settings
         self._secret = secret.encode()
@@ -102,6 +105,7 @@ class Pipeline:
     async def close(self) -> None:
         """Wait until streams that were cut off are recorded."""
         await asyncio.gather(*self._cut, return_exceptions=True)
+        await self._shadows.close()
 
     def cut_streams(self) -> None:
         """End every stream that is still passed through with an error that says to try again: this worker is about to stop."""
@@ -127,7 +131,7 @@ class Pipeline:
     async def answer(self, asked: Asked) -> Reply:
         """One request from start to end; its interaction is durable when this returns."""
         view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked)
+        place = self._cache_key(asked, view)
         return await self._answered(asked, view, place, await self._look_up(asked, view, place))
 
     async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, looked: Looked) -> Reply:
@@ -136,26 +140,29 @@ class Pipeline:
             return await self._recording.finish(asked, looked.outcome, placed, looked.state)
         if looked.state == "bypass":
             placed, outcome = await self._place_and_ask(asked, view)
-            return await self._recording.finish(asked, outcome, placed, looked.state)
+            reply = await self._recording.finish(asked, outcome, placed, looked.state)
+            self._shadows.consider(asked, view, placed, outcome)
+            return reply
         joined = place in self._running
         placed, outcome = await self._together(place, asked, view)
         if joined:
             return await self._recording.finish(asked, _shared(outcome), placed, "hit-exact")
         reply = await self._recording.finish(asked, outcome, placed, looked.state)
         self._remember(place, asked, outcome, placed, looked)
+        self._shadows.consider(asked, view, placed, outcome)
         return reply
 
     async def stream(self, asked: Asked) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         """As `answer`, in chunks. A model that answers alone is passed through as it speaks; a cascade must see the whole answer
         before it can judge it. The last chunk is held back until the interaction is durable."""
         view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked)
+        place = self._cache_key(asked, view)
         looked = await self._look_up(asked, view, place)
         if looked.state == "bypass" or (looked.state == "miss" and place not in self._running):
             led = Led(self._running, place) if looked.state == "miss" else None
             try:
                 placed = await self._dispatch.place(asked, view)
-                alone = self._dispatch.alone(asked.request, view, placed)
+                alone = self._dispatch.alone(asked, view, placed)
                 if alone is not None:
                     return await self._pass_through(asked, placed, alone, led, looked)
             except BaseException:
@@ -196,17 +203,17 @@ class Pipeline:
         began = await self._turns.take(tenant_id, asked.options.priority)
         try:
             placed = await self._dispatch.place(asked, view)
-            return placed, await self._dispatch.ask(asked.request, view, placed)
+            return placed, await self._dispatch.ask(asked, view, placed)
         finally:
             self._turns.end(tenant_id, began)
 
     # --- cache -----------------------------------------------------------------------------------------------------
 
-    def _policy(self, asked: Asked) -> str:
-        return f"{asked.caller.erasures}:{self._dispatch.policy(asked.request.model)}"
+    def _policy(self, asked: Asked, view: TenantView) -> str:
+        return f"{asked.caller.erasures}:{self._dispatch.policy(asked, view)}"
 
-    def _cache_key(self, asked: Asked) -> CacheKey:
-        return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=self._policy(asked))
+    def _cache_key(self, asked: Asked, view: TenantView) -> CacheKey:
+        return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=self._policy(asked, view))
 
     async def _look_up(self, asked: Asked, view: TenantView, place: CacheKey) -> Looked:
         if asked.options.cache or asked.request.sampled:
@@ -215,7 +222,7 @@ class Pipeline:
         found = await self._cache.find(place, live=live)
         if found is not None:
             return Looked("hit-exact", _kept(found, "the same request was answered before"))
-        question = self._semantic.question(asked, self._policy(asked))
+        question = self._semantic.question(asked, self._policy(asked, view))
         near = await self._semantic.find(asked, question, live=live) if question is not None else None
         if near is not None and near.served:
             return Looked("hit-semantic", _kept(near.entry, near.reason))
@@ -260,7 +267,8 @@ class Pipeline:
 
         def outcome(ended: str | None = None) -> Outcome:
             answer = heard.answer(backend, body, self._encoder.count_tokens, ended=ended)
-            return Outcome(answer, backend.name, alone.tier, alone.route, alone.reason, lineage=self._dispatch.lineage(backend.name, alone))
+            name = backend.name
+            return spoken(alone, answer, name, self._dispatch.tier_of(name, alone), self._dispatch.lineage(name, alone))
 
         async def speak() -> AsyncGenerator[dict[str, Any], None]:
             spoken: list[dict[str, Any]] = []
@@ -306,7 +314,8 @@ class Pipeline:
                 return outcome("error")
             return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
 
-        spoken_by = Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, alone.tier, alone.route, alone.reason)
+        nothing = Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0)
+        spoken_by = spoken(alone, nothing, backend.name, self._dispatch.tier_of(backend.name, alone), "")
         speech = speak()
         await anext(speech)
         return reply_headers(spoken_by, placed, state, asked.id, cost=False), speech
@@ -336,7 +345,8 @@ def _kept(entry: Entry, reason: str) -> Outcome:
 def _shared(outcome: Outcome) -> Outcome:
     """An outcome as a later one of identical requests gets it: the first has paid for it."""
     free = outcome.answer._replace(cost_usd=0.0)
-    return outcome._replace(answer=free, route="coalesced", reason="the same request was being answered", attempts=())
+    nobody = outcome.chosen._replace(propensity=None)  # what was drawn was drawn for the first
+    return outcome._replace(answer=free, route="coalesced", reason="the same request was being answered", attempts=(), chosen=nobody)
 
 
 async def _each(chunks: Sequence[dict[str, Any]]) -> AsyncGenerator[dict[str, Any], None]:

@@ -22,6 +22,7 @@ from tutelage.stores.interactions import Recorder
 from tutelage.stores.replies import StoredReply
 from tutelage.telemetry import Metrics, Spans
 
+PLAIN = " !#$&'()*+,/:;=?@[]"  # what stays as it is in a header
 Clock = Callable[[], datetime]
 
 
@@ -85,8 +86,11 @@ def reply_headers(outcome: Outcome, placed: Placed, state: CacheState, request_i
     }
     if cost:
         headers["x-tutelage-cost-usd"] = f"{outcome.cost_usd:.9f}"
+    if outcome.chosen.strategy:
+        headers["x-tutelage-strategy"] = outcome.chosen.strategy
+    headers["x-tutelage-reason"] = quote(outcome.reason, safe=PLAIN)
     if placed.domain:
-        headers["x-tutelage-domain"] = quote(placed.domain, safe=" !#$&'()*+,/:;=?@[]")  # a client may name it in any script
+        headers["x-tutelage-domain"] = quote(placed.domain, safe=PLAIN)  # a client may name it in any script
     if outcome.confidence is not None:
         headers["x-tutelage-confidence"] = f"{outcome.confidence:.4f}"
     return headers
@@ -118,6 +122,11 @@ def _interaction(asked: Asked, outcome: Outcome, placed: Placed, state: CacheSta
         latency_ms=round((time.monotonic() - asked.started) * 1000),
         embedding=placed.embedding,
         attempts=outcome.attempts,
+        strategy=outcome.chosen.strategy,
+        propensity=outcome.chosen.propensity,
+        explored=outcome.chosen.explored,
+        policy_version=outcome.chosen.policy_version,
+        similarity=placed.similarity,
     )
 
 

@@ -15,6 +15,7 @@ from tutelage.records import Key
 Role = Literal["admin", "billing", "viewer"]
 Action = Literal[
     "tenants.read", "tenants.create", "tenants.plan", "tenants.settings", "tenants.suspend", "tenants.delete",
+    "policies.read", "policies.revert",
     "keys.read", "keys.create", "keys.rotate", "keys.revoke", "operators.read", "operators.create",
     "usage.read", "billing.read", "backends.read", "config.read", "audit.read", "bodies.erase",
 ]  # fmt: skip
@@ -24,12 +25,12 @@ ALLOWED: Mapping[str, frozenset[Action]] = {
     "admin": frozenset(ACTIONS),
     "billing": frozenset({"tenants.read", "usage.read", "billing.read"}),
     "viewer": frozenset({
-        "tenants.read", "keys.read", "operators.read", "usage.read", "backends.read", "config.read", "audit.read",
+        "tenants.read", "policies.read", "keys.read", "operators.read", "usage.read", "backends.read", "config.read", "audit.read",
     }),
 }  # fmt: skip
 # what a tenant may be given to do for itself; the rest is the business of whoever runs the installation
 OWN: frozenset[Action] = frozenset({
-    "tenants.read", "tenants.settings", "keys.read", "keys.create", "keys.rotate", "keys.revoke",
+    "tenants.read", "tenants.settings", "policies.read", "policies.revert", "keys.read", "keys.create", "keys.rotate", "keys.revoke",
     "usage.read", "billing.read", "audit.read", "bodies.erase",
 })  # fmt: skip
 ROUTES = ("chat", "embeddings", "feedback", "models")  # what a key's scope may name

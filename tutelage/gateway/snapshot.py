@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import asyncpg
 
@@ -19,8 +20,10 @@ from tutelage.gateway.limits import holdings
 from tutelage.records import Key, Tenant
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import Domain, DomainIndex
-from tutelage.routing.policy import StudentSnapshot
-from tutelage.stores import registry, tenants
+from tutelage.routing.drift import watch
+from tutelage.routing.policy import Policy, StudentSnapshot
+from tutelage.settings import RoutingSettings
+from tutelage.stores import outcomes, policies, registry, tenants
 from tutelage.stores.database import Pool
 
 log = logging.getLogger(__name__)
@@ -39,13 +42,14 @@ class Challenger:
 @dataclass(frozen=True)
 class TenantView:
     """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge.
-    `challengers`: by domain."""
+    `challengers`: by domain. `policy`: None where it is routed as configured."""
 
     index: DomainIndex | None
     students: tuple[StudentSnapshot, ...]
     adapters: dict[str, str]  # student name -> adapter name on the tier
     lineages: frozenset[str]
     challengers: Mapping[str, Challenger] = field(default_factory=dict)
+    policy: Policy | None = None
 
     def serving(self, student: StudentSnapshot, prompt_hash: bytes) -> tuple[StudentSnapshot, str]:
         """Who answers in the place of a domain's champion, and its adapter: the challenger of the domain for its share of the requests."""
@@ -70,6 +74,7 @@ class Snapshot:
     tenants: dict[str, Tenant] = field(default_factory=dict)
     views: dict[str, TenantView] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)  # bytes of prompts and answers kept, by tenant
+    outcomes: int = 0  # the last one that students' confidence was held against
 
     def full(self, tenant: Tenant) -> bool:
         """Whether a tenant keeps as much as it may: it is answered as ever, but no more is kept of it."""
@@ -84,11 +89,13 @@ def full(tenant: Tenant, stored: Mapping[str, int]) -> bool:
     return most is not None and stored.get(tenant.id, 0) >= most
 
 
-async def read(pool: Pool, *, threshold: float) -> Snapshot:
+async def read(pool: Pool, *, routing: RoutingSettings) -> Snapshot:
     """A whole new snapshot. The epoch is read first, so a change made meanwhile is seen at the next look."""
-    epoch = await pool.fetchval("select value from epochs where topic = 'gateway'")
+    epoch, last = await _moved(pool)
     domains = await registry.read_domains(pool)
     champions, challengers = await registry.champions(pool), await registry.challengers(pool)
+    newest = await outcomes.newest(pool, limit=routing.outcome_window)
+    held = {tenant_id: in_force(row["version"], row["settings"], routing) for tenant_id, row in (await policies.active(pool)).items()}
     return Snapshot(
         epoch=int(epoch),
         keys={key.id: key for key in await tenants.list_keys(pool)},
@@ -98,19 +105,40 @@ async def read(pool: Pool, *, threshold: float) -> Snapshot:
                 [Domain.from_dict(record) for record in domains.get(tenant_id, [])],
                 [c for c in champions if c.tenant_id == tenant_id],
                 [(c, percent) for c, percent in challengers if c.tenant_id == tenant_id],
-                threshold,
+                newest,
+                held.get(tenant_id),
+                routing,
             )
-            for tenant_id in {*domains, *(c.tenant_id for c in champions)}
+            for tenant_id in {*domains, *held, *(c.tenant_id for c in champions)}
         },
+        outcomes=last,
         stored=await tenants.stored_bytes(pool),
     )
 
 
+def in_force(version: int, settings: Mapping[str, Any], routing: RoutingSettings) -> Policy:
+    """A tenant's policy: what its version sets, the rest as configured."""
+    return Policy(version, settings.get("threshold", routing.threshold), settings.get("similarity", routing.similarity))
+
+
+async def _moved(pool: Pool) -> tuple[int, int]:
+    """The epoch, and the last outcome."""
+    row = await pool.fetchrow("select value, (select coalesce(max(id), 0) from outcomes) as last from epochs where topic = 'gateway'")
+    assert row is not None
+    return int(row["value"]), int(row["last"])
+
+
 def _view(
-    domains: list[Domain], champions: list[registry.Champion], challengers: list[tuple[registry.Champion, int]], threshold: float
+    domains: list[Domain],
+    champions: list[registry.Champion],
+    challengers: list[tuple[registry.Champion, int]],
+    newest: Mapping[str, Sequence[tuple[float, float]]],
+    policy: Policy | None,
+    routing: RoutingSettings,
 ) -> TenantView:
-    students = tuple(_student(c, threshold) for c in champions)
-    contending = {c.domain: Challenger(_student(c, threshold), c.adapter, percent) for c, percent in challengers}
+    threshold = policy.threshold if policy else routing.threshold
+    students = tuple(_student(c, newest, threshold) for c in champions)
+    contending = {c.domain: Challenger(_student(c, newest, threshold), c.adapter, percent) for c, percent in challengers}
     answering = [c.student for c in contending.values() if c.percent]
     return TenantView(
         DomainIndex(domains) if domains else None,
@@ -118,20 +146,24 @@ def _view(
         {c.student: c.adapter for c in champions},
         frozenset(map(lineage_of, [*students, *answering])),
         contending,
+        policy,
     )
 
 
-def _student(c: registry.Champion, threshold: float) -> StudentSnapshot:
-    return StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, Calibrator.from_dict(c.calibrator), threshold)
+def _student(c: registry.Champion, newest: Mapping[str, Sequence[tuple[float, float]]], threshold: float) -> StudentSnapshot:
+    kept = watch(Calibrator.from_dict(c.calibrator), newest.get(c.digest, ()))
+    if kept.calibrator.reliability < 1:
+        log.warning("%s v%d does not keep its promise: %s", c.student, c.version, kept.reason)
+    return StudentSnapshot(c.student, c.version, c.tier, c.domain, c.digest, kept.calibrator, threshold)
 
 
 class Watcher:
-    """Keeps `current` fresh: looks at the epoch every `seconds` and reads everything again when it moved."""
+    """Keeps `current` fresh: looks at the epoch and at outcomes every `seconds` and reads everything again when either moved."""
 
-    def __init__(self, pool: Pool, *, seconds: float, threshold: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, *, seconds: float, routing: Callable[[], RoutingSettings]) -> None:
         self._pool = pool
         self._seconds = seconds
-        self._threshold = threshold
+        self._routing = routing
         self._task: asyncio.Task[None] | None = None
         self._current: Snapshot | None = None
         self._stale = False
@@ -158,7 +190,7 @@ class Watcher:
 
     async def refresh(self) -> None:
         """Read everything now. Raises what the database raises."""
-        self._current = await read(self._pool, threshold=self._threshold())
+        self._current = await read(self._pool, routing=self._routing())
 
     async def start(self) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError):
@@ -175,8 +207,8 @@ class Watcher:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                epoch = await self._pool.fetchval("select value from epochs where topic = 'gateway'")
-                if self._current is None or epoch != self._current.epoch or self._stale:
+                moved = await _moved(self._pool)
+                if self._current is None or moved != (self._current.epoch, self._current.outcomes) or self._stale:
                     self._stale = False
                     await self.refresh()
             except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves

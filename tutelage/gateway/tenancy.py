@@ -17,7 +17,7 @@ from tutelage.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from tutelage.gateway import keys, limits, roles
 from tutelage.gateway.limits import Agreement
 from tutelage.records import Key, Tenant
-from tutelage.stores import bodies, tenants
+from tutelage.stores import bodies, policies, tenants
 from tutelage.stores.database import Pool
 
 NAME = r"[\w .-]{1,64}"
@@ -56,6 +56,7 @@ async def create_tenant(pool: Pool, pepper: str, tenant: Tenant, *, maker: Maker
         raise InvalidRequest(
             f"tenant name {tenant.name!r}: 1 to 64 letters, digits, spaces, dots, dashes or underscores are allowed", param="name"
         )
+    limits.check_strategy(tenant.strategy, limits.strategies(tenant.tier), param="strategy")
     created = replace(tenant, id=f"ten_{uuid.uuid4().hex[:16]}", limits=limits.check(tenant.limits, Agreement))
     made = _mint(pepper, created.id, Scope(), maker=maker, now=now)
     await tenants.create_tenant(pool, created, key=made.key, actor=maker.actor)
@@ -63,8 +64,14 @@ async def create_tenant(pool: Pool, pepper: str, tenant: Tenant, *, maker: Maker
 
 
 async def change_tenant(pool: Pool, tenant: Tenant, changes: Mapping[str, Any], *, maker: Maker) -> Tenant:
-    """What of it may change (`records.Tenant`); limits stand beside those agreed before. Raises InvalidRequest."""
+    """What of it may change (`records.Tenant`); limits stand beside those agreed before.
+
+    Raises InvalidRequest, or Forbidden for a strategy that its plan does not allow.
+    """
     changed = dict(changes)
+    if "strategy" in changed:
+        allowed = limits.strategies(changed.get("tier", tenant.tier))
+        limits.check_strategy(changed["strategy"], allowed, param="strategy")
     if "limits" in changed:
         changed["limits"] = {**tenant.limits, **limits.check(changed["limits"], Agreement)}
     return await tenants.change(pool, tenant.id, changed, actor=maker.actor) if changed else tenant
@@ -74,6 +81,30 @@ async def delete_tenant(pool: Pool, tenant: Tenant, *, maker: Maker, now: dateti
     """Its keys end first, then all it asked and was answered is erased; of how many interactions. The ledger and the chain stay."""
     await tenants.delete_tenant(pool, tenant.id, at=now, actor=maker.actor)
     return await bodies.erase(pool, tenant.id, actor=maker.actor)
+
+
+async def revert_policy(
+    pool: Pool, tenant: Tenant, version: int, *, reason: str, maker: Maker, expected: int | None = None
+) -> dict[str, Any]:
+    """A new version of its routing policy that says what an old one said; 0: what is configured. `expected`: the version that is believed
+    to hold; None: whichever does.
+
+    Raises:
+        NotFound: it never had this version.
+        Conflict: another version holds.
+    """
+    settings = (await policies.find(pool, tenant.id, version))["settings"] if version else {}
+    held = max((row["version"] for row in await policies.history(pool, tenant.id)), default=0)
+    return await policies.append(
+        pool,
+        tenant.id,
+        settings,
+        reason=reason,
+        evidence={},
+        actor=maker.actor,
+        expected=held if expected is None else expected,
+        reverts_to=version,
+    )
 
 
 async def create_key(pool: Pool, pepper: str, tenant_id: str | None, scope: Scope, *, maker: Maker, now: datetime) -> Made:

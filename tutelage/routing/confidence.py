@@ -30,7 +30,8 @@ class Calibrator:
     """A nondecreasing map from score to probability, learned from `n` outcomes.
 
     `a` and `b` are the logistic curve's slope (per nat of log-odds) and intercept. An isotonic calibrator adds the
-    points (`scores`, `probabilities`) of a piecewise linear curve, mixed with the logistic one by `weight`.
+    points (`scores`, `probabilities`) of a piecewise linear curve, mixed with the logistic one by `weight`. `reliability` is
+    the share of what it promises that newer outcomes confirm (`drift.py`); it scales every probability.
     """
 
     kind: Kind
@@ -40,6 +41,7 @@ class Calibrator:
     weight: float = 0.0
     scores: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
+    reliability: float = 1.0
 
     def probability(self, score: float) -> float:
         """The probability of being right at this score: 0.0 when unknown, otherwise within `floor` and `ceiling`."""
@@ -49,7 +51,7 @@ class Calibrator:
         mixed = (1.0 - self.weight) * _sigmoid(self.a * score + self.b)
         if self.weight:
             mixed += self.weight * _interpolate(score, self.scores, self.probabilities)
-        return min(max(mixed, self.floor), self.ceiling)
+        return min(max(mixed, self.floor), self.ceiling) * self.reliability
 
     @property
     def floor(self) -> float:

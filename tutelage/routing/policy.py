@@ -14,6 +14,16 @@ _RANK: dict[Tier, int] = {"student": 0, "ta": 1, "teacher": 2}
 
 
 @dataclass(frozen=True)
+class Policy:
+    """The numbers that routing goes by, for one tenant. `threshold`: the confidence from which a student's answer is given.
+    `similarity`: to what is known, from which estimates of similar queries are trusted. Version 0 is what is configured."""
+
+    version: int
+    threshold: float
+    similarity: float
+
+
+@dataclass(frozen=True)
 class StudentSnapshot:
     """One served version of a student, as the gateway last heard of it; `threshold` is its own least confidence."""
 
@@ -63,7 +73,11 @@ def choose_student(domain: str | None, students: Sequence[StudentSnapshot], *, q
 
 def accept(student: StudentSnapshot, score: float, *, threshold: float) -> Acceptance:
     """Give the answer if its calibrated probability reaches both `threshold` and the student's own."""
-    needed = max(threshold, student.threshold)
+    return judge(student, score, needed=max(threshold, student.threshold))
+
+
+def judge(student: StudentSnapshot, score: float, *, needed: float) -> Acceptance:
+    """As `accept`, by `needed` alone: what a plan has made of both."""
     confidence = student.calibrator.probability(score)
     if confidence >= needed:
         return Acceptance(True, confidence, f"confidence {confidence:.3f} reaches {needed:.3f}")

@@ -18,7 +18,7 @@ import orjson
 
 from tutelage.errors import IdempotencyConflict, NotFound, Unavailable
 from tutelage.records import Attempt, Feedback, Interaction
-from tutelage.stores import audit, bodies, replies
+from tutelage.stores import audit, bodies, outcomes, replies
 from tutelage.stores.database import Pool
 from tutelage.stores.replies import Held, StoredReply
 
@@ -30,7 +30,8 @@ CROWD = 4  # rows in the last batch from which the next one waits a little, so t
 RECORD = "select record_interactions($1::text::jsonb)"
 LEDGER = (
     "request_id", "tenant_id", "key_id", "created_at", "model", "tier", "route", "reason", "cache", "domain", "given_domain", "confidence",
-    "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd", "latency_ms", "endpoint",
+    "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd", "latency_ms", "endpoint", "strategy",
+    "propensity", "explored", "policy_version", "similarity",
 )  # fmt: skip
 ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "accepted", "reason", "cost_microusd")
 REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
@@ -211,6 +212,7 @@ async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredR
                 f"no interaction {feedback.request_id!r}; use the x-request-id of a reply to this tenant",
                 param="request_id",
             )
+        await outcomes.add_feedback(connection, feedback)
         if kept and not await replies.keep(connection, *kept):
             raise IdempotencyConflict(TAKEN_OVER, retry_after=1)
 
@@ -281,7 +283,8 @@ async def spend(pool: Pool, tenant_id: str | None) -> list[dict[str, Any]]:
     """Requests and micro-dollars by tenant, tier and model; `tenant_id` None means all tenants."""
     rows = await pool.fetch(
         """
-        select tenant_id, tier, model, count(*)::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
+        select tenant_id, tier, model, count(*) filter (where endpoint <> 'shadow')::int as requests,
+               count(*) filter (where cache like 'hit%')::int as cached,
                sum(cost_microusd)::bigint as cost_microusd
         from interactions where $1::text is null or tenant_id = $1
         group by tenant_id, tier, model order by tenant_id, tier, model
@@ -295,7 +298,8 @@ async def used(pool: Pool, tenant_id: str, key_id: str | None, *, day: datetime,
     """Queries since `day` and micro-dollars since `month`, of a tenant or of one of its keys."""
     row = await pool.fetchrow(
         """
-        select count(*) filter (where created_at >= $3)::bigint as queries, coalesce(sum(cost_microusd), 0)::bigint as cost
+        select count(*) filter (where created_at >= $3 and endpoint <> 'shadow')::bigint as queries,
+               coalesce(sum(cost_microusd), 0)::bigint as cost
         from interactions where tenant_id = $1 and ($2::text is null or key_id = $2) and created_at >= least($3::timestamptz, $4)
         """,
         tenant_id,

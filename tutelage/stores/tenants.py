@@ -15,9 +15,12 @@ from tutelage.stores import audit
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
-TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, semantic_error_budget, erasures"
+CHANGEABLE = (
+    "tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget", "strategy",
+    "max_cost_microusd",
+)  # fmt: skip
+TENANT = f"id, name, {', '.join(CHANGEABLE)}, erasures"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits, routes"
-CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget")
 SYSTEM = "system"  # the actor where nobody in particular acts: a demo, a test, the Python API
 
 
@@ -30,22 +33,16 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
     """With its first key, if one is given. Raises InvalidRequest for an unknown tier, Conflict for a name that is taken."""
     if tenant.tier not in TIERS:
         raise InvalidRequest(f"tier {tenant.tier!r} is unknown; allowed: {', '.join(TIERS)}", param="tier")
-    chosen = ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget")
-    given = {name: getattr(tenant, name) for name in chosen}
+    given = {name: getattr(tenant, name) for name in CHANGEABLE if name not in ("tier", "status")} | {"limits": dict(tenant.limits)}
+    columns = ["id", "name", "tier", *given]
     async with pool.acquire() as connection, connection.transaction():
         created = await connection.fetchval(
-            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds, "
-            "semantic_error_budget) values ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
+            f"insert into tenants ({', '.join(columns)}) values ({', '.join(f'${place}' for place in range(1, len(columns) + 1))}) "  # noqa: S608 - names of ours
             "on conflict (name) where status <> 'deleted' do nothing returning id",
             tenant.id,
             tenant.name,
             tenant.tier,
-            dict(tenant.limits),
-            tenant.on_disconnect,
-            tenant.bodies,
-            tenant.retention_days,
-            tenant.cache_seconds,
-            tenant.semantic_error_budget,
+            *given.values(),
         )
         if created is None:
             raise Conflict(f"a tenant named {tenant.name!r} exists; choose another name", param="name")

@@ -21,7 +21,7 @@ COLUMNS: dict[By, tuple[str, str]] = {
     "day": ("day", "to_char(created_at at time zone 'UTC', 'YYYY-MM-DD')"),
 }
 SUMS = """
-    count(*)::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
+    count(*) filter (where endpoint <> 'shadow')::int as requests, count(*) filter (where cache like 'hit%')::int as cached,
     coalesce(sum(prompt_tokens), 0)::bigint as prompt_tokens, coalesce(sum(completion_tokens), 0)::bigint as completion_tokens,
     coalesce(sum(cost_microusd), 0)::bigint as cost_microusd
 """
@@ -69,7 +69,8 @@ async def bills(pool: Pool, *, month: date, tenant_id: str | None) -> list[dict[
     rows = await pool.fetch(
         f"""
         select t.id as tenant_id, t.name, t.tier, t.status, t.limits, {SUMS}, count(*) filter (where tokens_estimated)::int as estimated,
-            count(*) filter (where route = 'lost')::int as lost, count(request_id)::int as billed
+            count(*) filter (where route = 'lost')::int as lost, count(request_id)::int as billed,
+            count(*) filter (where endpoint = 'shadow')::int as shadows
         from tenants t
         left join interactions i on i.tenant_id = t.id and i.created_at >= $1 and i.created_at < $2
         where ($3::text is null or t.id = $3)
@@ -79,7 +80,7 @@ async def bills(pool: Pool, *, month: date, tenant_id: str | None) -> list[dict[
         (first + timedelta(days=32)).replace(day=1),
         tenant_id,
     )
-    return [{**row, "requests": row["billed"]} for row in rows if row["billed"] or row["status"] != "deleted"]
+    return [{**row, "requests": row["billed"] - row["shadows"]} for row in rows if row["billed"] or row["status"] != "deleted"]
 
 
 def _statement(question: Question) -> tuple[str, list[Any]]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, 
 from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.roles import Role
 from tutelage.gateway.tenancy import NAME
-from tutelage.records import Bodies
+from tutelage.records import Bodies, Strategy
 from tutelage.settings import Strict, whole
 
 MOST_ROWS = 1_000
@@ -40,6 +40,8 @@ Retention = Annotated[int, Field(ge=1, le=36_500), BeforeValidator(whole)]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(whole)]
 Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
 ErrorBudget = Annotated[float, Field(ge=0, le=0.5)]
+MaxCost = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(whole)]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -56,12 +58,15 @@ class NewTenant(Strict):
     retention_days: Retention | None = None
     cache_seconds: Seconds | None = None
     semantic_error_budget: ErrorBudget | None = None
+    strategy: Strategy = "quality"
+    max_cost_microusd: MaxCost | None = None
 
 
 class TenantChange(Strict):
     """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
     `cache_seconds` null: as long as the gateway says. `semantic_error_budget`: the share of answers given to paraphrases that may
     be wrong; 0: none are given, null: as much as the gateway says.
+    `max_cost_microusd`, of one answer, null: whatever it costs.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -71,6 +76,8 @@ class TenantChange(Strict):
     retention_days: Retention | None = None
     cache_seconds: Seconds | None = None
     semantic_error_budget: ErrorBudget | None = None
+    strategy: Strategy | None = None
+    max_cost_microusd: MaxCost | None = None
 
 
 class NewKey(Strict):
@@ -99,6 +106,14 @@ class Erasure(Strict):
 
     request_id: Text | None = None
     before: Time | None = None
+
+
+class Reversion(Strict):
+    """`version` 0: as configured. `expected`: the version that is believed to hold; another one is a conflict."""
+
+    version: int = Field(ge=0, le=10**9)
+    reason: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
+    expected: int | None = Field(default=None, ge=0, le=10**9)
 
 
 class Nothing(Strict):
@@ -173,6 +188,36 @@ class Tenant(BaseModel):
     retention_days: int | None
     cache_seconds: int | None
     semantic_error_budget: float | None
+    strategy: Strategy
+    max_cost_microusd: int | None
+
+
+class PolicySettings(Strict):
+    """What a version sets; the rest is as configured."""
+
+    threshold: Share | None = None
+    similarity: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Policy(BaseModel):
+    """`evidence`: the figures that a change was made on. `reverts_to`: the version whose settings it took up again; 0: none at all."""
+
+    tenant_id: str
+    version: int
+    created_at: datetime
+    actor: str
+    reason: str
+    settings: PolicySettings
+    evidence: dict[str, Any]
+    reverts_to: int | None
+
+
+class Policies(BaseModel):
+    """Newest first; the first one holds. None: the tenant is routed as configured, version 0."""
+
+    object: Literal["list"] = "list"
+    data: list[Policy]
+    has_more: Literal[False] = False
 
 
 class Key(BaseModel):

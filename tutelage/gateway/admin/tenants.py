@@ -27,6 +27,8 @@ async def create(call: Call) -> shapes.MadeTenant:
         retention_days=asked.retention_days,
         cache_seconds=asked.cache_seconds,
         semantic_error_budget=asked.semantic_error_budget,
+        strategy=asked.strategy,
+        max_cost_microusd=asked.max_cost_microusd,
     )
     tenant, made = await tenancy.create_tenant(call.pool, call.pepper, wanted, maker=call.maker, now=datetime.now(UTC))
     return shapes.MadeTenant(tenant_id=tenant.id, key_id=made.key.id, key=made.text, tenant=_shown(tenant, {}, {}))
@@ -54,7 +56,7 @@ async def change(call: Call) -> shapes.Tenant:
     assert call.tenant is not None
     asked: shapes.TenantChange = call.body
     sent = asked.model_dump(exclude_unset=True)
-    nullable = ("retention_days", "cache_seconds", "semantic_error_budget")
+    nullable = ("retention_days", "cache_seconds", "semantic_error_budget", "max_cost_microusd")
     changes = {name: value for name, value in sent.items() if value is not None or name in nullable}
     if any(name in PLAN for name in changes):
         call.require("tenants.plan", of=call.tenant.id)
@@ -108,6 +110,8 @@ def _shown(tenant: records.Tenant, stored: dict[str, int], students: dict[str, i
         retention_days=tenant.retention_days,
         cache_seconds=tenant.cache_seconds,
         semantic_error_budget=tenant.semantic_error_budget,
+        strategy=tenant.strategy,
+        max_cost_microusd=tenant.max_cost_microusd,
     )
 
 

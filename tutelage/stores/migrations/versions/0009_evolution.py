@@ -6,7 +6,7 @@ Revision ID: 0009
 from alembic import op
 
 revision = "0009"
-down_revision = "0007"
+down_revision = "0008"
 
 TABLES = """
 alter table gaps add column detail jsonb not null default '{}';

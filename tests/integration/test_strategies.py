@@ -1,0 +1,374 @@
+"""Strategies over HTTP on a real PostgreSQL and Valkey: what is planned, asked, told and recorded; exploration, shadows and policies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import yaml
+from fakes import FakeModelServer
+from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
+
+from tutelage.fleet import engines
+from tutelage.gateway.limits import strategies
+from tutelage.gateway.tenancy import Maker, revert_policy
+from tutelage.operations import add_tenant, tuned
+from tutelage.records import Outcome
+from tutelage.routing.estimates import Estimate
+from tutelage.settings import Home, RoutingSettings
+from tutelage.stores import outcomes, policies, tenants
+
+OTHER: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": COLOURS[0]}]}
+
+
+@pytest.fixture
+def teacher() -> Iterator[FakeModelServer]:
+    with FakeModelServer("4") as server:
+        yield server
+
+
+@pytest.fixture
+def student() -> Iterator[FakeModelServer]:
+    with FakeModelServer("four", logprob=-0.01, fingerprint="digest-1") as server:
+        yield server
+
+
+@pytest.fixture
+def small() -> Iterator[FakeModelServer]:
+    with FakeModelServer("4") as server:
+        yield server
+
+
+@pytest.fixture
+def routing() -> dict[str, Any]:
+    """What a test says of routing.yaml; nothing is left to chance unless it says so."""
+    return {"explore": 0.0, "shadow": 0.0}
+
+
+@pytest.fixture
+async def running(
+    home: Home,
+    encoder: Path,
+    servers: engines.Engines,
+    database_url: str,
+    teacher: FakeModelServer,
+    student: FakeModelServer,
+    small: FakeModelServer,
+    routing: dict[str, Any],
+) -> AsyncIterator[Running]:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    cheap = entry(small, "small", tier="ta") | {"price": {"input_per_mtok": 0.1, "output_per_mtok": 0.4}}
+    config = configure(home.folder("config"), [entry(teacher), cheap])
+    (config / "routing.yaml").write_text(yaml.safe_dump(routing))
+    async with serving(home, config, servers, database_url, student.url) as app:
+        made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway", timeout=30) as http:
+            http.headers["authorization"] = f"Bearer {made['key']}"
+            client = openai.AsyncOpenAI(api_key=made["key"], base_url="http://gateway/v1", http_client=http, max_retries=0)
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            yield Running(http, client, made["key"], made["tenant_id"], app.state.pool, teacher, student, app)
+
+
+class Known:
+    """An estimator that was told everything."""
+
+    models = ("big", "small")
+
+    def __init__(self, **probabilities: float) -> None:
+        self._known = {name: Estimate(value, 500, "isotonic", "as told") for name, value in probabilities.items()}
+
+    def probability(self, model: str, embedding: np.ndarray, prompt: str, domain: str | None) -> Estimate:
+        return self._known.get(model, Estimate(0.0, 0, "unknown", "no outcomes"))
+
+    def probabilities(self, embedding: np.ndarray, prompt: str, domain: str | None) -> dict[str, Estimate]:
+        return self._known
+
+
+async def ask(running: Running, body: dict[str, Any] = ASK, **headers: str) -> httpx.Response:
+    sent = {f"x-tutelage-{name.replace('_', '-')}": value for name, value in headers.items()}
+    return await running.http.post("/v1/chat/completions", json=body, headers=sent)
+
+
+async def last(running: Running) -> dict[str, Any]:
+    return (await rows(running))[-1]
+
+
+async def test_quality_is_the_default_and_says_why_in_headers_and_on_record(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    response = await ask(running)
+    row = await last(running)
+    assert (response.headers["x-tutelage-strategy"], response.headers["x-tutelage-route"]) == ("quality", "cascade")
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert "confidence" in response.headers["x-tutelage-reason"] and row["reason"] == response.headers["x-tutelage-reason"]
+    assert (row["strategy"], row["propensity"], row["explored"], row["policy_version"]) == ("quality", 1.0, False, 0)
+    assert row["similarity"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("strategy", "model", "route"),
+    [
+        ("always-teacher", "big", "always-teacher"),
+        ("cascade", "acme-sums", "cascade"),
+        ("quality", "acme-sums", "cascade"),
+        ("direct", "small", "direct"),
+        ("parallel", "acme-sums", "cascade"),
+        ("budget", "acme-sums", "cascade"),
+    ],
+)
+async def test_each_strategy_can_be_asked_for_by_header(running: Running, encoder: Path, strategy: str, model: str, route: str) -> None:
+    await promote(running, encoder)
+    running.app.state.estimators[running.tenant_id] = Known(small=0.95)
+    more = {"max_cost_usd": "0.01"} if strategy == "budget" else {}
+    response = await ask(running, strategy=strategy, **more)
+    told = [response.headers[f"x-tutelage-{name}"] for name in ("strategy", "model", "route")]
+    assert told == [strategy, model, route]
+    assert (await last(running))["strategy"] == strategy
+
+
+async def test_a_tenants_strategy_holds_and_a_requests_own_stands_before_it(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    await tenants.change_tenant(running.pool, running.tenant_id, "strategy", "always-teacher")
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].strategy == "always-teacher")
+    assert (await ask(running)).headers["x-tutelage-model"] == "big"
+    assert (await ask(running, strategy="cascade")).headers["x-tutelage-model"] == "acme-sums"
+
+
+async def test_what_a_plan_does_not_allow_is_403_and_a_tenant_moved_to_it_goes_on_with_quality(running: Running) -> None:
+    await tenants.change(running.pool, running.tenant_id, {"tier": "free", "strategy": "parallel"}, actor="test")
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].tier == "free")
+    for strategy in ("direct", "parallel", "budget"):
+        refused = await ask(running, strategy=strategy)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (403, "x-tutelage-strategy")
+        assert "always-teacher, cascade, quality" in refused.json()["error"]["message"]
+    assert (await ask(running)).headers["x-tutelage-strategy"] == "quality"
+    assert strategies("free") < strategies("pro") == strategies("enterprise")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("strategy", "best"), ("max_cost_usd", "much"), ("max_cost_usd", "0"), ("min_confidence", "1.5"), ("min_confidence", "nan")],
+)
+async def test_a_wish_that_cannot_be_meant_is_400_and_names_its_header(running: Running, name: str, value: str) -> None:
+    refused = await ask(running, **{name: value})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, f"x-tutelage-{name.replace('_', '-')}")
+
+
+async def test_a_higher_confidence_asked_for_sends_a_student_that_is_not_so_sure_away(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -0.1  # confidence 0.905
+    assert (await ask(running)).headers["x-tutelage-tier"] == "ta"
+    assert (await ask(running, min_confidence="0.95")).headers["x-tutelage-tier"] == "teacher"
+
+
+async def test_a_maximum_cost_chooses_who_can_be_afforded_bounds_the_answer_and_else_is_told(running: Running) -> None:
+    body = {**OTHER, "max_tokens": 100}  # big: about 1,030 micro-dollars, small: about 42
+    assert (await ask(running, body, max_cost_usd="0.01")).headers["x-tutelage-model"] == "big"
+    cheap = await ask(running, body, max_cost_usd="0.0001")
+    assert cheap.headers["x-tutelage-model"] == "small"
+    open_ended = await ask(running, OTHER, max_cost_usd="0.0001")
+    assert open_ended.status_code == 400, "256 tokens of the cheapest model are likely to cost more"
+    refused = await ask(running, body, max_cost_usd="0.000001")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "x-tutelage-max-cost-usd")
+    bounded = await ask(running, OTHER, max_cost_usd="0.0027")
+    assert bounded.headers["x-tutelage-model"] == "big"
+    sent = running.teacher.requests[-1]["max_tokens"]
+    assert sent >= 256 and sent * 10 <= 2_700
+
+
+async def test_a_cheaper_model_that_is_good_enough_by_estimate_takes_over_from_the_teacher(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    assert (await ask(running, OTHER)).headers["x-tutelage-model"] == "big"
+    running.app.state.estimators[running.tenant_id] = Known(small=0.95)
+    response = await ask(running, {**OTHER, "seed": 1})
+    assert (response.headers["x-tutelage-model"], response.headers["x-tutelage-route"]) == ("small", "direct")
+    assert "good enough" in response.headers["x-tutelage-reason"]
+
+
+async def test_a_novel_query_is_asked_of_several_at_once_and_all_are_billed(running: Running) -> None:
+    response = await ask(running, strategy="parallel")
+    assert (response.headers["x-tutelage-route"], len(running.teacher.requests)) == ("parallel", 1)
+    assert "2 of 2 answers agree" in response.headers["x-tutelage-reason"]
+    (tried,) = await running.pool.fetch("select model, accepted, cost_microusd from attempts")
+    row = await last(running)
+    assert (row["model"], tried["model"], tried["accepted"]) == ("big", "small", False)
+    assert row["cost_microusd"] == 45 + tried["cost_microusd"] > 45
+
+
+async def test_one_of_several_that_fails_does_not_fail_the_request(running: Running) -> None:
+    running.teacher.status = 500
+    response = await ask(running, strategy="parallel")
+    assert (response.status_code, response.headers["x-tutelage-model"]) == (200, "small")
+    assert (await last(running))["propensity"] is None
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.05, "shadow": 0.0}])
+async def test_exploration_is_logged_with_its_propensity_in_its_share(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.answer = "4"  # as the teacher says, or its confidence would not stay
+    for start in range(0, 400, 20):
+        await asyncio.gather(*(ask(running, {**ASK, "seed": seed}) for seed in range(start, start + 20)))
+    recorded = await rows(running)
+    explored = [row for row in recorded if row["explored"]]
+    assert 0 < len(explored) < 40, "two thirds of 5 % of 400 change what is asked for"
+    given, escalated = 1 - 0.05 / 3, 0.05 / 3
+    for row in recorded:
+        assert row["propensity"] == pytest.approx(given if row["tier"] == "ta" else escalated)
+    assert {row["tier"] for row in recorded} == {"ta", "teacher"}
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.05, "shadow": 0.0}])
+async def test_what_the_client_asks_for_is_not_experimented_with(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    for seed in range(100):
+        assert (await ask(running, {**ASK, "seed": seed}, strategy="quality")).headers["x-tutelage-tier"] == "ta"
+    assert {row["propensity"] for row in await rows(running)} == {1.0}
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 1.0}])
+async def test_a_given_answer_is_compared_with_the_teachers_after_the_reply_and_billed_apart(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.teacher.delay = 0.2
+    response = await ask(running)
+    assert response.headers["x-tutelage-tier"] == "ta" and len(running.teacher.requests) == 0, "the reply did not wait"
+    await running.app.state.shadows.settled()
+    (outcome,) = await running.pool.fetch("select * from outcomes")
+    assert (outcome["value"], outcome["served"], outcome["source"], outcome["observed"]) == (0.0, True, "teacher", 1.0)
+    assert (outcome["digest"], outcome["request_id"]) == ("digest-1", response.headers["x-request-id"])
+    shadow = next(row for row in await rows(running) if row["endpoint"] == "shadow")
+    assert (shadow["cost_microusd"], shadow["messages"], shadow["route"], shadow["model"]) == (45, None, "shadow", "big")
+    usage = await running.pool.fetchval("select count(*) from interactions where endpoint <> 'shadow'")
+    assert usage == 1
+
+
+async def test_a_try_that_was_not_given_is_compared_for_nothing(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.answer, running.student.logprob = "4", -1.0
+    assert (await ask(running)).headers["x-tutelage-tier"] == "teacher"
+    await running.app.state.shadows.settled()
+    (outcome,) = await running.pool.fetch("select value, served, observed from outcomes")
+    assert tuple(outcome) == (1.0, False, 1.0)
+    assert len(running.teacher.requests) == 1
+
+
+async def test_feedback_is_an_outcome_of_the_answer_that_was_given(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    request_id = (await ask(running)).headers["x-request-id"]
+    await running.http.post("/v1/feedback", json={"request_id": request_id, "score": 0.0})
+    (outcome,) = await running.pool.fetch("select model, digest, value, source from outcomes")
+    assert tuple(outcome) == ("acme-sums", "digest-1", 0.0, "feedback")
+
+
+async def test_a_student_that_breaks_its_promise_is_no_longer_given_traffic_until_it_keeps_it_again(
+    running: Running, encoder: Path
+) -> None:
+    await promote(running, encoder)
+    response = await ask(running)
+    request_id = response.headers["x-request-id"]
+
+    async def found(value: float, times: int) -> None:
+        one = Outcome(running.tenant_id, request_id, "acme-sums", "digest-1", "sums", 4.6, 0.99, value, True, "verifier", 1.0)
+        await outcomes.add(running.pool, [one] * times)
+
+    def reliability() -> float:
+        return running.app.state.watcher.current.view(running.tenant_id).students[0].calibrator.reliability
+
+    await found(0.0, 10)
+    await until(lambda: reliability() < 0.7)
+    doubted = await ask(running, {**ASK, "seed": 1})
+    assert doubted.headers["x-tutelage-tier"] == "teacher"
+    await found(1.0, 400)
+    await until(lambda: reliability() > 0.95)
+    assert (await ask(running, {**ASK, "seed": 2})).headers["x-tutelage-tier"] == "ta"
+
+
+async def test_a_policy_is_seen_by_a_running_gateway_and_going_back_is_too(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -0.1  # confidence 0.905
+    assert (await ask(running)).headers["x-tutelage-tier"] == "ta"
+    changed = {"reason": "a test", "evidence": {"n": 1}, "actor": "test"}
+    await policies.append(running.pool, running.tenant_id, {"threshold": 0.95}, expected=0, **changed)
+
+    def version() -> int:
+        policy = running.app.state.watcher.current.view(running.tenant_id).policy
+        return policy.version if policy else 0
+
+    await until(lambda: version() == 1)
+    stricter = await ask(running)
+    assert (stricter.headers["x-tutelage-tier"], stricter.headers["x-tutelage-cache"]) == ("teacher", "miss")
+    assert (await last(running))["policy_version"] == 1
+    tenant = running.app.state.watcher.current.tenants[running.tenant_id]
+    await revert_policy(running.pool, tenant, 0, reason="too strict", maker=Maker("test"))
+    await until(lambda: version() == 2, seconds=1)
+    assert (await ask(running, {**ASK, "seed": 1})).headers["x-tutelage-tier"] == "ta"
+    history = await policies.history(running.pool, running.tenant_id)
+    assert [(row["version"], row["reason"], row["reverts_to"]) for row in history] == [(2, "too strict", 0), (1, "a test", None)]
+
+
+async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with_its_evidence(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.answer = "4"
+    routing = RoutingSettings(explore_floor=0.7)
+    tenant = running.app.state.watcher.current.tenants[running.tenant_id]
+    few = await tuned(running.pool, tenant, routing, apply=True, maker=Maker("test"))
+    assert {row["applied_as"] for row in few} == {None}
+    assert "are needed" in few[0]["reason"]
+    running.student.logprob = -0.2  # confidence 0.82: tried, not given, and always as the teacher says
+    for start in range(0, 140, 20):
+        await asyncio.gather(*(ask(running, {**ASK, "seed": seed}) for seed in range(start, start + 20)))
+    await running.app.state.shadows.settled()
+    proposed = await tuned(running.pool, tenant, routing, apply=True, maker=Maker("test"))
+    assert proposed[0]["setting"] == "threshold" and proposed[0]["new"] < 0.82 and proposed[0]["applied_as"] == 1
+    (row,) = await policies.history(running.pool, running.tenant_id)
+    assert row["settings"]["threshold"] == proposed[0]["new"]
+    assert row["evidence"]["threshold"]["at_new"]["effective"] >= 100
+    await until(lambda: running.app.state.watcher.current.view(running.tenant_id).policy is not None)
+    assert (await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[3]}]})).headers["x-tutelage-tier"] == "ta"
+
+
+class Judge(FakeModelServer):
+    """Always prefers what it reads first, or the better one if it is `fair`."""
+
+    fair = True
+
+    async def _chat(self, request: Any) -> Any:
+        asked = (await request.json())["messages"][-1]["content"]
+        first = asked.split("<first>")[1].split("</first>")[0].strip()
+        self.answer = "FIRST" if not self.fair or first == "four" else "SECOND"
+        return await super()._chat(request)
+
+
+@pytest.mark.parametrize(("fair", "value"), [(True, 1.0), (False, 1.0)])
+async def test_answers_that_differ_are_judged_both_ways_round(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,
+    fair: bool, value: float,
+) -> None:  # fmt: skip
+    home.models.joinpath("encoder").symlink_to(encoder)
+    with Judge() as judge:
+        judge.fair = fair
+        config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
+        named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
+        (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 1.0, "judge": named}))
+        async with serving(home, config, servers, database_url, student.url) as app:
+            made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://g", headers={"authorization": f"Bearer {made['key']}"}
+            ) as http:
+                client = openai.AsyncOpenAI(api_key=made["key"], base_url="http://g/v1", http_client=http)
+                gateway = Running(http, client, made["key"], made["tenant_id"], app.state.pool, teacher, student, app)
+                await promote(gateway, encoder)
+                assert (await ask(gateway)).headers["x-tutelage-tier"] == "ta"
+                await app.state.shadows.settled()
+                (outcome,) = await gateway.pool.fetch("select value, source from outcomes")
+    assert tuple(outcome) == (value, "judge")
+    assert len(judge.requests) == 2
+    places = [request["messages"][-1]["content"].index("four") for request in judge.requests]
+    assert places[0] != places[1]
