@@ -159,6 +159,7 @@ class RoutingSettings(Strict):
     explore: float = Field(default=0.03, ge=0, le=0.05)
     explore_floor: float = Field(default=0.7, gt=0, le=1)
     shadow: float = Field(default=0.1, ge=0, le=1)
+    shadow_challenger: float = Field(default=0.5, ge=0, le=1)
     shadows_at_once: int = Field(default=4, ge=1)
     most_parallel: int = Field(default=3, ge=2, le=8)
     answer_tokens: int = Field(default=256, ge=1)

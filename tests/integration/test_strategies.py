@@ -20,9 +20,10 @@ from tutelage.gateway.limits import strategies
 from tutelage.gateway.tenancy import Maker, revert_policy
 from tutelage.operations import add_tenant, tuned
 from tutelage.records import Outcome
+from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
 from tutelage.settings import Home, RoutingSettings
-from tutelage.stores import outcomes, policies, tenants
+from tutelage.stores import evidence, outcomes, policies, registry, tenants
 
 OTHER: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": COLOURS[0]}]}
 
@@ -372,3 +373,44 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     assert len(judge.requests) == 2
     places = [request["messages"][-1]["content"].index("four") for request in judge.requests]
     assert places[0] != places[1]
+
+
+# --- a challenger on its way ---------------------------------------------------------------------------------------------
+
+
+async def challenge(running: Running, percent: int) -> None:
+    """Version 2 answers so many percent of sums."""
+    await registry.spawn(
+        running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
+    )
+    calibrator = Calibrator("platt", 200, a=1.0, b=0.0).to_dict()
+    await registry.complete_version(
+        running.pool, "acme-sums", 2, status="challenger", digest="digest-2", calibrator=calibrator, evidence={}
+    )
+    await evidence.begin_rollout(running.pool, evidence.Rollout(running.tenant_id, "sums", "acme-sums", 2, percent, "ta"))
+    await until(lambda: "sums" in running.app.state.watcher.current.view(running.tenant_id).challengers)
+
+
+async def attempts(running: Running) -> list[tuple[int, str, bool]]:
+    found = await running.pool.fetch("select position, digest, accepted from attempts order by position")
+    return [(row["position"], row["digest"], row["accepted"]) for row in found]
+
+
+async def test_a_challenger_answers_its_share_of_the_requests(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    await challenge(running, 100)
+    running.student.fingerprint = "digest-2"
+    response = await ask(running)
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert await attempts(running) == [(0, "digest-2", True)]
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "shadow_challenger": 1.0}])
+async def test_a_challenger_in_shadow_is_asked_beside_the_champion_and_never_given(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    await challenge(running, 0)
+    response = await ask(running)
+    await running.app.state.shadows.settled()
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert await attempts(running) == [(0, "digest-1", True), (1, "digest-2", False)]
+    assert [row["endpoint"] for row in await rows(running)] == ["chat", "shadow"]

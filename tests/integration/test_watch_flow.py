@@ -17,6 +17,7 @@ from tutelage.evolution.watch import WatchSettings
 from tutelage.gateway import snapshot
 from tutelage.records import Attempt, Feedback, Interaction, Tenant
 from tutelage.routing.confidence import Calibrator
+from tutelage.settings import RoutingSettings
 from tutelage.stores import evidence, interactions, registry, tenants
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.registry import Decision, Pointer
@@ -103,7 +104,7 @@ async def test_a_challenger_goes_from_shadow_to_champion_step_by_step_and_gatewa
     shares = []
     for _ in range(5):
         await traffic.look()
-        view = (await snapshot.read(pool, threshold=0.85)).view(TENANT.id)
+        view = (await snapshot.read(pool, routing=RoutingSettings())).view(TENANT.id)
         shares.append(view.challengers["sums"].percent if view.challengers else None)
         await traffic.send((1, False), times=20)
         await traffic.send((2, True), times=20)
@@ -148,7 +149,7 @@ async def test_a_champion_that_gets_worse_is_rolled_back_to_the_one_before_it_wi
     await traffic.send((2, False), times=12)
     started = time.perf_counter()
     (told,) = await traffic.look()
-    view = (await snapshot.read(pool, threshold=0.85)).view(TENANT.id)
+    view = (await snapshot.read(pool, routing=RoutingSettings())).view(TENANT.id)
 
     assert time.perf_counter() - started < 2
     assert "rolled back to acme-sums" in told

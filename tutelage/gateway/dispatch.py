@@ -169,7 +169,8 @@ class Dispatch:
         for step in plan.steps:
             if step.candidate.student is None:
                 continue
-            outcome = await self.try_student(request, view, step.candidate.student, least=step.least)
+            student, adapter = view.serving(step.candidate.student, request.prompt)
+            outcome = await self.try_student(request, student, adapter, least=step.least)
             reached = reached and outcome is not None
             if outcome is None:
                 continue
@@ -258,10 +259,10 @@ class Dispatch:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
 
-    async def try_student(self, request: openai.Chat, view: TenantView, student: StudentSnapshot, *, least: float | None) -> Outcome | None:
+    async def try_student(self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None) -> Outcome | None:
         """The student's answer with its calibrated confidence; None when it cannot be reached, so the next one answers. `least`: the
         confidence from which it is given; None: it is given as it is, if it is whole and of the version in charge."""
-        backend = self._models.adapter(view.adapters[student.name])
+        backend = self._models.adapter(adapter)
         most = self._planning.routing.max_student_tokens
         body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
         body.pop("max_completion_tokens", None)

@@ -1,6 +1,7 @@
 """After a reply is given: what was its answer worth? Tries that were not given are held against the teacher's answer, which is there
 anyway; of a share of students' answers that were given the teacher is asked in the background, on the tenant's bill as endpoint `shadow`.
-A student whose promise is broken is asked behind the teacher's back instead, so that it can win its confidence back.
+A student whose promise is broken is asked behind the teacher's back instead, so that it can win its confidence back; a challenger is asked
+beside the champion, so that verdicts on the request tell of both.
 
 Nothing here delays a reply or fails a request: more shadows than may run at once are not drawn. It refuses to know what follows from an
 outcome.
@@ -13,6 +14,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import asyncpg
@@ -24,13 +26,13 @@ from tutelage.gateway.dispatch import Dispatch
 from tutelage.gateway.exchange import Asked, Placed
 from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
-from tutelage.gateway.snapshot import TenantView
+from tutelage.gateway.snapshot import Challenger, TenantView
 from tutelage.records import Attempt, Interaction, Outcome, Tier
 from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
 from tutelage.stores import outcomes
 from tutelage.stores.database import Pool
-from tutelage.stores.interactions import Recorder
+from tutelage.stores.interactions import Recorder, add_attempt
 
 log = logging.getLogger(__name__)
 
@@ -63,9 +65,13 @@ class Shadows:
         if chosen.strategy is None or (given.tier == "teacher" and not view.students):
             return
         settings = self._routing()
+        challenger = view.challengers.get(placed.domain or "")
+        beside = challenger is not None and given.attempts and all(a.digest != challenger.student.digest for a in given.attempts)
+        if challenger is not None and beside and self._drawn(settings.shadow_challenger):
+            self._start(self._ask_challenger(asked, placed, challenger, place=len(given.attempts)))
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
-        drawn = self._random.random() < share and len(self._running) < settings.shadows_at_once
+        drawn = self._drawn(share)
         if given.tier == "teacher" and tried:
             looked = 1 - (1 - (chosen.propensity or 1.0)) * (1 - share)
             self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=looked))
@@ -77,6 +83,9 @@ class Shadows:
             self._start(self._ask_teacher(asked, placed, alone, observed=share))
         elif given.tier == "teacher" and drawn:
             self._start(self._ask_doubted(asked, view, placed, given.answer, observed=share))
+
+    def _drawn(self, share: float) -> bool:
+        return self._random.random() < share and len(self._running) < self._routing().shadows_at_once
 
     async def close(self) -> None:
         """Wait a little for those under way; what is not done by then is given up."""
@@ -106,11 +115,21 @@ class Shadows:
         await self._bill(asked, placed, answer, name, "teacher", f"a sample of what {attempt.model} answers, beside the teacher")
         await self._compare(asked, placed, answer, [attempt], served=True, observed=observed)
 
+    async def _ask_challenger(self, asked: Asked, placed: Placed, challenger: Challenger, *, place: int) -> None:
+        """Its answer to a request that the champion tried, kept as one more attempt at it."""
+        found = await self._dispatch.try_student(asked.request, challenger.student, challenger.adapter, least=None)
+        if found is None:
+            return
+        await self._bill(asked, placed, found.answer, challenger.student.name, challenger.student.tier, "a challenger beside the champion")
+        attempt = replace(found.attempts[0], accepted=False, reason="a challenger beside the champion", cost_microusd=0)
+        kept = attempt if asked.caller.bodies == "full" else replace(attempt, answer="")
+        await add_attempt(self._pool, asked.id, place, kept)
+
     async def _ask_doubted(self, asked: Asked, view: TenantView, placed: Placed, teachers: Answer, *, observed: float) -> None:
         for student in view.students:
             if student.domain != placed.domain or student.calibrator.reliability >= 1:
                 continue
-            found = await self._dispatch.try_student(asked.request, view, student, least=None)
+            found = await self._dispatch.try_student(asked.request, student, view.adapters[student.name], least=None)
             if found is None or not found.attempts[0].accepted:
                 continue
             await self._bill(asked, placed, found.answer, student.name, student.tier, "does it keep its promise again?")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,10 +52,10 @@ class TenantView:
     challengers: Mapping[str, Challenger] = field(default_factory=dict)
     policy: Policy | None = None
 
-    def serving(self, student: StudentSnapshot, prompt_hash: bytes) -> tuple[StudentSnapshot, str]:
+    def serving(self, student: StudentSnapshot, prompt: str) -> tuple[StudentSnapshot, str]:
         """Who answers in the place of a domain's champion, and its adapter: the challenger of the domain for its share of the requests."""
         challenger = self.challengers.get(student.domain)
-        if challenger is not None and takes(challenger.adapter, prompt_hash, challenger.percent):
+        if challenger is not None and takes(challenger.adapter, hashlib.sha256(prompt.encode()).digest(), challenger.percent):
             return challenger.student, challenger.adapter
         return student, self.adapters[student.name]
 

@@ -217,6 +217,17 @@ async def add_feedback(pool: Pool, feedback: Feedback, kept: tuple[Held, StoredR
             raise IdempotencyConflict(TAKEN_OVER, retry_after=1)
 
 
+async def add_attempt(pool: Pool, request_id: str, position: int, attempt: Attempt) -> None:
+    """One more try at a request that was answered, made beside it."""
+    places = ", ".join(f"${place}" for place in range(1, len(ATTEMPT_COLUMNS) + 3))
+    await pool.execute(
+        f"insert into attempts (request_id, position, {', '.join(ATTEMPT_COLUMNS)}) values ({places})",  # noqa: S608 - constants
+        request_id,
+        position,
+        *(getattr(attempt, column) for column in ATTEMPT_COLUMNS),
+    )
+
+
 async def add_lost(
     pool: Pool, *, request_id: str, tenant_id: str, key_id: str, at: datetime, tokens: int, cost_microusd: int
 ) -> tuple[int, int]:
