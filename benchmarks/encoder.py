@@ -1,4 +1,4 @@
-"""The encoder and a routing decision on one core: `python -m benchmarks.encoder --encoder DIR`; see README.md beside this file.
+"""The encoder and a routing decision on one core: `python -m benchmarks.encoder --encoder DIR`; figures in FIGURES.md beside it.
 
 Measures encodes a second by prompt length, a whole decision (encode, find the domain, estimate every model, select) at a steady rate, and
 what looking a domain up costs with many interactions behind the index. It refuses to measure anything over a network.

@@ -1,4 +1,4 @@
-"""What is claimed of routing, in one command: `python -m benchmarks.routing --data DIR --out DIR`; see README.md beside this file.
+"""What is claimed of routing, in one command: `python -m benchmarks.routing --data DIR --out DIR`; figures in FIGURES.md beside it.
 
 Runs the product's own commands on public data that DIR holds and adds the baselines they do not have. It refuses to hide where we
 lose: every figure stands beside its target and its baselines, with a paired bootstrap interval where two are compared.

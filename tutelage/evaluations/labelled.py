@@ -46,11 +46,13 @@ def read_labelled(path: Path) -> Labelled:
 
 
 def evaluate(fit: Labelled, data: Labelled, oos: Labelled | None, encoder: Embedder, *, seed: int, progress: Progress) -> dict[str, Any]:
-    """The report. Data rows of a domain that the fit rows lack count as wrong."""
+    """The report. Data rows of a domain that the fit rows lack count as wrong. Raises InvalidRequest on too few fit rows."""
     import numpy as np
 
     learned = embed(fit.prompts, encoder, progress, "encoding what to learn from")
     asked = embed(data.prompts, encoder, progress, "encoding what to judge")
+    if len(fit.prompts) < recognition.MIN_ROWS:
+        raise InvalidRequest(f"{len(fit.prompts)} labelled rows are too few to learn from; give at least {recognition.MIN_ROWS} with --fit")
     recogniser = recognition.fit(learned, fit.domains, kinds=fit.kinds, seed=seed)
     probabilities, scores = recogniser.judge(asked)
     right = np.array([recogniser.domains[i] for i in probabilities.argmax(axis=1)]) == np.array(data.domains)

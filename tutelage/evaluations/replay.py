@@ -186,11 +186,12 @@ def _slack(held_out: np.ndarray, scores: np.ndarray, costs: np.ndarray, settings
     gaps = found[:, [best]] - found[:, cheaper]
     slacks = np.unique(np.quantile(gaps.min(axis=1), np.linspace(0.0, 1.0, CANDIDATES + 1)))
     order = np.array(sorted(cheaper, key=lambda i: costs[i]))
-    routed = []
+    routed, moved = [], []
     for slack in slacks:
         able = found[:, [best]] - found[:, order] <= slack
         routed.append(real[np.arange(len(real)), np.where(able.any(axis=1), order[np.argmax(able, axis=1)], best)])
-    promise = promises.keep(np.stack(routed, axis=1), real[:, best], settings)
+        moved.append(float(able.any(axis=1).mean()))
+    promise = promises.keep(np.stack(routed, axis=1), real[:, best], np.array(moved), settings)
     return (None if promise.candidate is None else float(slacks[promise.candidate])), promise.reason
 
 
