@@ -106,7 +106,7 @@ async def test_asked_to_end_a_gateway_finishes_its_streams_or_says_to_try_again_
     assert all(text.rstrip().endswith("data: [DONE]") for _, text, _ in told[:6])
     for _, text, _ in told[6:12]:
         assert "[DONE]" not in text
-        assert '"code":"draining"' in text.splitlines()[-2]
+        assert '"code":"server_draining"' in text.splitlines()[-2]
     pool = await open_pool(site.stores.database_url, size=1)
     ends = await pool.fetch("select finish_reason, count(*) from interactions where tenant_id = $1 group by 1", party.tenant_id)
     await pool.close()
@@ -171,7 +171,7 @@ async def storm(running: tuple[Replica, ...], party: Party, number: int, *, name
 
 
 async def test_a_slow_a_dead_and_an_emptied_valkey_cost_little_and_grant_no_second_quota(site: Site, pair: tuple[Replica, Replica]) -> None:
-    """A quota of 2,000 a day, half of it used. While nobody can count, all workers together let through at most 1 % of it."""
+    """A quota of 2,000 a day. While nobody can count, all workers together let through at most 1 % of it."""
     party = await join(site, pair, "outage", queries_per_day=2000)
     await asyncio.sleep(6)  # a beat: workers know how many they are
     healthy, _ = await storm(pair, party, 400, name="healthy")
@@ -194,10 +194,11 @@ async def test_a_slow_a_dead_and_an_emptied_valkey_cost_little_and_grant_no_seco
     assert np.median(seconds) < 0.06
     engines.start_valkey(site.home)  # it kept nothing
     await asyncio.sleep(2)
-    used = 500 + slow[200] + dead[200]
-    emptied, _ = await storm(pair, party, 2000 - used + 100, name="emptied")
-    assert emptied[200] == 2000 - used
-    assert emptied[429] == 100
+    answered = 500 + slow[200] + dead[200]
+    for n in range(6):  # a worker that waited too long for Valkey refuses for a moment
+        emptied, _ = await storm(pair, party, max(100, 2000 - answered), name=f"emptied {n}")
+        answered += emptied[200]
+    assert 2000 <= answered <= 2020
 
 
 async def test_no_more_run_at_once_than_agreed_over_all_workers(site: Site, pair: tuple[Replica, Replica]) -> None:
