@@ -81,7 +81,7 @@ class Load:
         while not self._stop:
             number = next(self._numbers)
             kind: Kind = self._random.choices(("whole", "stream", "idempotent"), (4, 1, 1))[0]
-            party = self._random.choices(list(self._parties), (9, 1))[0]
+            party = self._random.choices(list(self._parties), (3, 1))[0]
             attempt = Attempt(f"marker-{party}-{number:07d}-end", party, kind)
             self.attempts.append(attempt)
             deadline = time.monotonic() + 40  # a dead one's idempotency key is free after 15 seconds

@@ -120,14 +120,8 @@ def _idempotent(chance: random.Random, side: Side, _: Side) -> Sent:
 def _embed(chance: random.Random, side: Side, _: Side) -> Sent:
     headers = {"idempotency-key": f"embed-{chance.randrange(50)}"} if chance.random() < 0.3 else {}
     text = f"item {headers.get('idempotency-key', chance.randrange(PROMPTS))}"
-    return Sent(
-        "embeddings",
-        "POST",
-        "/v1/embeddings",
-        (200, 409),
-        {"model": "all-minilm-l6-v2", "input": text, "encoding_format": "base64"},
-        headers,
-    )
+    body = {"model": "all-minilm-l6-v2", "input": text, "encoding_format": "base64"}
+    return Sent("embeddings", "POST", "/v1/embeddings", (200, 409), body, headers)
 
 
 def _feedback(chance: random.Random, side: Side, other: Side) -> Sent:
@@ -139,9 +133,8 @@ def _feedback(chance: random.Random, side: Side, other: Side) -> Sent:
 
 
 def _refused(chance: random.Random, side: Side, _: Side) -> Sent:
-    body: Any = chance.choice(
-        ({"model": side.canary(), "messages": [{"role": "user", "content": "x"}]}, {"model": "mock", "messages": side.canary()}, {})
-    )
+    message = {"role": "user", "content": "x"}
+    body: Any = chance.choice(({"model": side.canary(), "messages": [message]}, {"model": "mock", "messages": side.canary()}, {}))
     return Sent("refused", "POST", "/v1/chat/completions", (400, 404), body)
 
 
@@ -150,18 +143,19 @@ def _models(_: random.Random, side: Side, __: Side) -> Sent:
 
 
 def _report(chance: random.Random, side: Side, _: Side) -> Sent:
-    paths = ("/usage?limit=50", "/usage?by=key,day", "/usage?by=domain&limit=1000", "/usage?format=csv&by=model", "/billing", "/billing?format=csv",
-             "/audit?limit=50", "/audit/heads", f"/tenants/{side.party.tenant_id}", f"/tenants/{side.party.tenant_id}/keys")  # fmt: skip
+    own = f"/tenants/{side.party.tenant_id}"
+    paths = ("/usage?limit=50", "/usage?by=key,day", "/usage?by=domain&limit=1000", "/usage?format=csv&by=model", "/billing",
+             "/billing?format=csv", "/audit?limit=50", "/audit/heads", own, f"{own}/keys")  # fmt: skip
     return Sent("report", "GET", f"/admin/v1{chance.choice(paths)}", (200,), administrator=True)
 
 
 def _trespass(chance: random.Random, _: Side, other: Side) -> Sent:
     """What is the other's, named as it is."""
-    tenant = other.party.tenant_id
+    tenant, key = other.party.tenant_id, other.party.key.split("_")[2]
     method, path = chance.choice((
-        ("GET", f"/tenants/{tenant}"), ("GET", f"/tenants/{tenant}/keys"), ("GET", f"/usage?tenant={tenant}"), ("GET", f"/audit?tenant={tenant}"),
-        ("GET", f"/billing?tenant={tenant}"), ("GET", f"/audit/verify?tenant={tenant}"), ("POST", f"/tenants/{tenant}/erase"),
-        ("POST", f"/keys/{other.party.key.split('_')[2]}/revoke"), ("POST", f"/keys/{other.party.key.split('_')[2]}/rotate"),
+        ("GET", f"/tenants/{tenant}"), ("GET", f"/tenants/{tenant}/keys"), ("GET", f"/usage?tenant={tenant}"),
+        ("GET", f"/audit?tenant={tenant}"), ("GET", f"/billing?tenant={tenant}"), ("GET", f"/audit/verify?tenant={tenant}"),
+        ("POST", f"/tenants/{tenant}/erase"), ("POST", f"/keys/{key}/revoke"), ("POST", f"/keys/{key}/rotate"),
     ))  # fmt: skip
     return Sent("trespass", method, f"/admin/v1{path}", (404, 403), {} if method == "POST" else None, administrator=True)
 
@@ -223,8 +217,9 @@ async def run(
     caches.pop("", None)
     leaks = [thing.decode() for text in public for thing in OWNED.findall(text)]
     return {
-        "operations": operations, "seconds": took, "answers": dict(sorted(kinds.items())), "cache": dict(caches), "things_owned": len(owners),
-        "crossed": owners.crossed[:20], "wrong": dict(wrong), "public": leaks[:20], "stored": await stored(site, sides, owners),
+        "operations": operations, "seconds": took, "answers": dict(sorted(kinds.items())), "cache": dict(caches),
+        "things_owned": len(owners), "crossed": owners.crossed[:20], "wrong": dict(wrong), "public": leaks[:20],
+        "stored": await stored(site, sides, owners),
     }  # fmt: skip
 
 
