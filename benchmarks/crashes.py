@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import replicas, systems
+from benchmarks.gateway import machine
 from benchmarks.mock import USAGE
 from benchmarks.replicas import PRICE, Party, Replica, Site, enroll
 from tutelage.fleet import engines
@@ -80,7 +81,7 @@ class Load:
         while not self._stop:
             number = next(self._numbers)
             kind: Kind = self._random.choices(("whole", "stream", "idempotent"), (4, 1, 1))[0]
-            party = self._random.choices(list(self._parties), (9, 1))[0]
+            party = self._random.choices(list(self._parties), (3, 1))[0]
             attempt = Attempt(f"marker-{party}-{number:07d}-end", party, kind)
             self.attempts.append(attempt)
             deadline = time.monotonic() + 40  # a dead one's idempotency key is free after 15 seconds
@@ -324,8 +325,6 @@ def main() -> int:
             return 130
         finally:
             engines.stop(home)
-    from benchmarks.gateway import machine
-
     report = {"machine": machine(), "command": " ".join(sys.argv), "date": time.strftime("%Y-%m-%d"), **report}
     (arguments.out / "report.json").write_text(json.dumps(report, indent=1, default=str))
     (arguments.out / "report.md").write_text(table(report))

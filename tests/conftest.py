@@ -67,10 +67,10 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def site(servers: engines.Engines, database_url: str, encoder: Path, tmp_path: Path, upstream: str) -> Iterator[Site]:
+@pytest.fixture(scope="module")
+def site(servers: engines.Engines, encoder: Path, upstream: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """Where gateways run as processes: a database and a Valkey of their own, and the model behind them."""
-    yield from _site(database_url, encoder, tmp_path, upstream)
+    yield from _site(_database(servers), encoder, tmp_path_factory.mktemp("site"), upstream)
 
 
 def _site(database_url: str, encoder: Path, folder: Path, upstream: str) -> Iterator[Site]:

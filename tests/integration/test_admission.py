@@ -262,6 +262,47 @@ async def test_what_a_dead_worker_left_running_is_billed_once_at_its_reservation
         await admission.close()
 
 
+async def test_a_worker_that_dies_before_its_first_beat_is_found_and_settled(servers: engines.Engines, ledger: Ledger) -> None:
+    who = party(concurrent=1)
+    dead, living = (build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(2))
+    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    await living.start()
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if any(lost.request_id == "r1" and lost.tenant_id == who.id for lost in ledger.lost):
+            break
+    else:
+        raise AssertionError("nobody settled it")
+    assert await answer(living, who) == "answered"
+    for admission in (dead, living):
+        await admission.close()
+
+
+async def test_what_cannot_be_settled_of_one_dead_worker_keeps_no_other_from_it(servers: engines.Engines, ledger: Ledger) -> None:
+    stuck, who = party(), party()
+    dead = [build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(6)]
+
+    async def settle(lost: Lost) -> Estimate:
+        if lost.tenant_id == stuck.id:
+            raise LookupError("its tenant is gone")
+        return await ledger.settle(lost)
+
+    living = Admission(servers.valkey_url, used=ledger.used, lost=settle, deadline_seconds=1.0, slot_seconds=60, beat_seconds=0.1)
+    for n, admission in enumerate(dead):
+        await admission._take(Meter(f"r{n}", (who if n % 2 else stuck,), NOW, Estimate(7, 40)))
+    await living.start()
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        if len([lost for lost in ledger.lost if lost.tenant_id == who.id]) == 3:
+            break
+    assert sorted(lost.request_id for lost in ledger.lost if lost.tenant_id == who.id) == ["r1", "r3", "r5"]
+    client = await _client(living)
+    for admission in dead:
+        await client.delete(f"tutelage:worker:{admission._worker}:running")
+    for admission in (*dead, living):
+        await admission.close()
+
+
 async def test_every_worker_knows_how_many_share_the_limits(servers: engines.Engines, ledger: Ledger) -> None:
     admissions = [build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(3)]
     for admission in admissions:

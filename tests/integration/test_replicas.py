@@ -15,7 +15,6 @@ import aiohttp
 import numpy as np
 import psutil
 import pytest
-import yaml
 
 from benchmarks import replicas
 from benchmarks.crashes import crash
@@ -26,7 +25,7 @@ from tutelage.stores.database import open_pool
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def pair(site: Site) -> Iterator[tuple[Replica, Replica]]:
     """Two replicas with two workers each."""
     with replicas.running(site, replicas=2, workers=2) as (one, other):
@@ -63,11 +62,11 @@ def within(seconds: float, holds: Callable[[], bool]) -> bool:
 
 
 def test_what_was_acknowledged_is_on_the_bill_once_whatever_was_killed(site: Site, upstream: str, pair: tuple[Replica, Replica]) -> None:
-    report = asyncio.run(crash(site, pair, upstream, kills=5, clients=12, quota=60, pause=1.0, seed=3, told=lambda: None))
+    report = asyncio.run(crash(site, pair, upstream, kills=5, clients=12, quota=20, pause=1.0, seed=3, told=lambda: None))
     assert report["broken"] == {}
     assert report["acknowledged"] > 100
     assert sum(report["kills"].values()) == 5
-    assert list(report["quotas"].values()) == [[60, 60]], "the quota was not reached: nothing was shown"
+    assert list(report["quotas"].values()) == [[20, 20]], "the quota was not reached: nothing was shown"
 
 
 def test_workers_whose_first_process_was_killed_end_and_leave_the_port(site: Site) -> None:
@@ -88,9 +87,8 @@ def test_workers_whose_first_process_was_killed_end_and_leave_the_port(site: Sit
 # --- asked to end ------------------------------------------------------------------------------------------------------
 
 
-async def test_asked_to_end_a_gateway_finishes_its_streams_or_says_to_try_again_and_takes_no_more(site: Site) -> None:
-    settings = yaml.safe_load((site.config / "gateway.yaml").read_text()) or {}
-    (site.config / "gateway.yaml").write_text(yaml.safe_dump({**settings, "drain_seconds": 3}))
+async def test_asked_to_end_a_gateway_finishes_its_streams_or_says_to_try_again_and_takes_no_more(site: Site, upstream: str) -> None:
+    site.configure(upstream, drain_seconds=3)
     with replicas.running(site, replicas=1, workers=2, drain_seconds=3) as (replica,):
         party = await join(site, (replica,), "drain")
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
@@ -106,7 +104,7 @@ async def test_asked_to_end_a_gateway_finishes_its_streams_or_says_to_try_again_
     assert all(text.rstrip().endswith("data: [DONE]") for _, text, _ in told[:6])
     for _, text, _ in told[6:12]:
         assert "[DONE]" not in text
-        assert '"code":"draining"' in text.splitlines()[-2]
+        assert '"code":"server_draining"' in text.splitlines()[-2]
     pool = await open_pool(site.stores.database_url, size=1)
     ends = await pool.fetch("select finish_reason, count(*) from interactions where tenant_id = $1 group by 1", party.tenant_id)
     await pool.close()
@@ -129,17 +127,15 @@ async def versions(url: str, times: int = 24) -> Counter[str]:
 async def test_all_workers_of_all_replicas_come_to_the_same_new_configuration(
     site: Site, pair: tuple[Replica, Replica], upstream: str
 ) -> None:
-    before = {version for replica in pair for version in await versions(replica.url)}
-    assert len(before) == 1
-    site.configure(upstream, reserve_tokens=77)
-    began = time.monotonic()
-    while len(now := {version for replica in pair for version in await versions(replica.url)} | before) != 2 or before & {
-        version for replica in pair for version in await versions(replica.url)
-    }:
-        assert time.monotonic() - began < 10, now
+    for tokens in (55, 77):  # what an earlier test left is not what is looked at
+        before = {version for replica in pair for version in await versions(replica.url)}
+        site.configure(upstream, reserve_tokens=tokens)
+        began = time.monotonic()
+        while len(now := {version for replica in pair for version in await versions(replica.url)}) != 1 or now & before:
+            assert time.monotonic() - began < 10, f"{before} is still seen: {now}"
     site.configure(upstream, reserve_tokens=-1)  # what cannot be used changes nothing
     await asyncio.sleep(2.5)
-    assert {version for replica in pair for version in await versions(replica.url)} == now - before
+    assert {version for replica in pair for version in await versions(replica.url)} == now
 
 
 # --- a Valkey that fails ---------------------------------------------------------------------------------------------------
@@ -170,8 +166,15 @@ async def storm(running: tuple[Replica, ...], party: Party, number: int, *, name
     return statuses, seconds
 
 
+async def test_no_more_run_at_once_than_agreed_over_all_workers(site: Site, pair: tuple[Replica, Replica]) -> None:
+    party = await join(site, pair, "crowd", concurrent=7)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        told = await asyncio.gather(*(ask(session, pair[n % 2].url, party, f"crowd {n}", model="mock-d1000") for n in range(40)))
+    assert Counter(status for status, _, _ in told) == {200: 7, 429: 33}
+
+
 async def test_a_slow_a_dead_and_an_emptied_valkey_cost_little_and_grant_no_second_quota(site: Site, pair: tuple[Replica, Replica]) -> None:
-    """A quota of 2,000 a day, half of it used. While nobody can count, all workers together let through at most 1 % of it."""
+    """A quota of 2,000 a day. While nobody can count, all workers together let through at most 1 % of it."""
     party = await join(site, pair, "outage", queries_per_day=2000)
     await asyncio.sleep(6)  # a beat: workers know how many they are
     healthy, _ = await storm(pair, party, 400, name="healthy")
@@ -194,14 +197,8 @@ async def test_a_slow_a_dead_and_an_emptied_valkey_cost_little_and_grant_no_seco
     assert np.median(seconds) < 0.06
     engines.start_valkey(site.home)  # it kept nothing
     await asyncio.sleep(2)
-    used = 500 + slow[200] + dead[200]
-    emptied, _ = await storm(pair, party, 2000 - used + 100, name="emptied")
-    assert emptied[200] == 2000 - used
-    assert emptied[429] == 100
-
-
-async def test_no_more_run_at_once_than_agreed_over_all_workers(site: Site, pair: tuple[Replica, Replica]) -> None:
-    party = await join(site, pair, "crowd", concurrent=7)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
-        told = await asyncio.gather(*(ask(session, pair[n % 2].url, party, f"crowd {n}", model="mock-d1000") for n in range(40)))
-    assert Counter(status for status, _, _ in told) == {200: 7, 429: 33}
+    answered = 500 + slow[200] + dead[200]
+    for n in range(6):  # a worker that waited too long for Valkey refuses for a moment
+        emptied, _ = await storm(pair, party, max(100, 2000 - answered), name=f"emptied {n}")
+        answered += emptied[200]
+    assert 2000 <= answered <= 2020

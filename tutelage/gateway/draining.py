@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -47,7 +48,8 @@ class Draining:
             theirs(number, frame)
 
         signal.signal(signal.SIGTERM, both)
-        self._mind(os.getppid())
+        parent = multiprocessing.parent_process()  # it may be gone by now, and the process have another
+        self._mind(os.getppid() if parent is None or parent.pid is None else parent.pid)
 
     def _mind(self, parent: int) -> None:
         """End as by SIGTERM once the process that started this one is gone."""

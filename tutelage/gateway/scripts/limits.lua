@@ -73,6 +73,8 @@ local function admit(call, running, id, names, bounds, slot_ms, tokens, cost)
     if bound.month >= 0 then redis.call('INCRBY', name.month, cost) end
   end
   redis.call('HSET', running, id, cjson.encode(call))
+  -- what runs can be found: a worker that dies before its first beat is known too
+  if redis.call('HLEN', running) == 1 then redis.call('SADD', 'tutelage:workers', string.match(running, '^tutelage:worker:(.+):running$')) end
   return {'none', 0, 0}
 end
 
