@@ -129,11 +129,15 @@ def matmul_peak(dtype: str, *, size: int = 2048, seconds: float = 1.0) -> float:
     """FLOP/s of square matrix products of this size: what the machine can do at best, measured just now."""
     import torch
 
-    left, right = (torch.randn(size, size).to(getattr(torch, dtype)) for _ in range(2))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
+        wait()
         started = time.perf_counter()
         left @ right
+        wait()
         best = max(best, 2 * size**3 / (time.perf_counter() - started))
     return best
 

@@ -20,6 +20,7 @@ from inference import base, prompts
 from training import checkpoints, encoding, examples, manifest, memory, objective, packing, recipe, schedule, settings, students, targets
 from training import curve as curves
 from training.checkpoints import Checkpoint, Progress
+from training.examples import Example
 from training.measure import Measure, measure
 from training.packing import Sample
 from training.recipe import FinetuneSettings, TrainingFailed
@@ -95,7 +96,7 @@ def finetune(
     precision = base.detect_precision()
     tell(f"finetune: computing in {precision.dtype} on {accelerator.device}: {precision.reason}")
     tokenizer = base.load_tokenizer(base_dir)
-    samples = _samples(rows, data, tokenizer, config, tell)
+    samples = _samples(rows, data, tokenizer, config, tell, taught=teacher is not None)
     needed = _room(samples, base_dir, config, precision, accelerator)
     tell(f"finetune: memory: {needed.reason}")
     memory.check(needed)
@@ -238,14 +239,17 @@ def _sum_over_processes(accelerator: Accelerator, weights: Sequence[torch.Tensor
     loss.copy_(accelerator.reduce(loss, "sum"))
 
 
-def _samples(rows: Sequence[Any], data: Path, tokenizer: Any, config: FinetuneSettings, say: Callable[[str], None]) -> list[Sample]:
+def _samples(
+    rows: Sequence[Example], data: Path, tokenizer: Any, config: FinetuneSettings, say: Callable[[str], None], *, taught: bool
+) -> list[Sample]:
+    """The rows as samples, saying what of them is not learnt; `taught`: a local teacher is going to be asked about each."""
     if any(row.targets is not None for row in rows) and "targets" in encoding.ASPECTS[config.strategy]:
         targets.check_origin(data, tokenizer)
     for name, count in encoding.unused(rows, config).items():
         say(f"finetune: {count} rows carry {name}, which the strategy {config.strategy} does not use")
     samples = encoding.encode(rows, tokenizer, config)
     plain = sum(row.targets is None for row in rows)
-    if "targets" in encoding.ASPECTS[config.strategy] and plain:
+    if "targets" in encoding.ASPECTS[config.strategy] and plain and not taught:
         say(f"finetune: {plain} of {len(rows)} rows have no soft targets and train on their text")
     return samples
 

@@ -272,7 +272,6 @@ def test_a_checkpoint_of_other_data_is_not_continued(tiny: Path, data: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("float32")
 def test_two_processes_train_what_one_does(tiny: Path, data: Path, tmp_path: Path) -> None:
     """`accelerate launch` with the shipped CPU configuration, each process taking its share of every step's passes."""
     config = QUICK.model_copy(update={"budget_tokens": 1500, "probe_tokens": 0, "pass_tokens": 64, "threads": 1})
@@ -287,7 +286,7 @@ def test_two_processes_train_what_one_does(tiny: Path, data: Path, tmp_path: Pat
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
     assert len(rows) == len(curve)
-    assert [row["loss"] for row in rows[:3]] == pytest.approx([row["loss"] for row in curve[:3]], rel=0.02)
+    assert [row["loss"] for row in rows[:3]] == pytest.approx([row["loss"] for row in curve[:3]], rel=0.03)
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -409,7 +408,7 @@ def test_merged_weights_are_judged_as_they_would_be_served(tiny: Path, data: Pat
 
 @pytest.mark.parametrize("name", recipe.PRESETS)
 def test_the_shipped_recipes_are_what_they_say(name: recipe.Preset) -> None:
-    said = {"fast": ("response", 16, 1, 0), "balanced": ("response", 16, 3, 3), "quality": ("multi-aspect", 128, 5, 3)}
+    said = {"fast": ("response", 16, 1, 0), "balanced": ("response", 16, 3, 4), "quality": ("multi-aspect", 128, 5, 3)}
     found = recipe.preset(name)
     assert (found.strategy, found.step_examples, found.max_epochs, found.patience) == said[name]
     assert recipe.chosen(None, None) == recipe.preset("balanced")
