@@ -85,11 +85,9 @@ def finetune(
         TrainingFailed: there is nothing to learn from, the machine is too small, or training did not change every layer.
     """
     from accelerate import Accelerator
-    from accelerate.utils import set_seed
 
     rows = examples.read(data)
     held = examples.read(validation) if validation else []
-    set_seed(config.seed)
     _use_threads(config.threads)
     accelerator = Accelerator(cpu=not _has_gpu())
     tell = say if accelerator.is_main_process else _silent
@@ -100,11 +98,7 @@ def finetune(
     needed = _room(samples, base_dir, config, precision, accelerator)
     tell(f"finetune: memory: {needed.reason}")
     memory.check(needed)
-    if teacher:
-        samples = _taught(samples, teacher, tokenizer, config, precision)
-    blank = students.load(base_dir, config, precision)
-    samples = objective.with_reference(blank, samples, pass_tokens=config.pass_tokens)
-    student = students.adapted(blank, config)
+    student, samples = _prepared(samples, base_dir, config, precision, teacher)
     if needed.recompute:
         students.recompute_activations(student)
     before = students.norms(student)
@@ -272,11 +266,24 @@ def _room(
     )
 
 
+def _prepared(
+    samples: list[Sample], base_dir: Path, config: FinetuneSettings, precision: base.Precision, teacher: tuple[Path, Path | None] | None
+) -> tuple[Student, list[Sample]]:
+    """The student with fresh weights, and the samples with what only a model can say of them."""
+    from accelerate.utils import set_seed
+
+    if teacher:
+        samples = _taught(samples, *teacher, tokenizer=base.load_tokenizer(base_dir), config=config, precision=precision)
+    blank = students.load(base_dir, config, precision)
+    samples = objective.with_reference(blank, samples, pass_tokens=config.pass_tokens)
+    set_seed(config.seed)  # only now: what came before may have drawn numbers
+    return students.adapted(blank, config), samples
+
+
 def _taught(
-    samples: list[Sample], teacher: tuple[Path, Path | None], tokenizer: Any, config: FinetuneSettings, precision: base.Precision
+    samples: list[Sample], folder: Path, adapter: Path | None, *, tokenizer: Any, config: FinetuneSettings, precision: base.Precision
 ) -> list[Sample]:
     """The samples with a local teacher's probabilities; the teacher is let go before the student is loaded."""
-    folder, adapter = teacher
     model = students.load(folder, config.model_copy(update={"method": "qlora" if adapter else "lora"}), precision)
     if targets.tokenizer_hash(model.tokenizer) != targets.tokenizer_hash(tokenizer):
         raise TrainingFailed(f"the teacher in {folder} has another tokenizer, so its probabilities are of other tokens; distil its text")

@@ -23,7 +23,8 @@ class FinetuneSettings(Strict):
     """How a student is trained. Tokens are those computed: a beginning that all prompts of a pass share counts once.
 
     `method`: low-rank weights on a base in 4 bits (qlora) or as it is (lora), or every weight (full). `strategy`: learn from answers
-    alone (response), or from whatever else a row carries too: rationales, soft targets, preference pairs (multi-aspect).
+    alone (response), or also from a teacher's probabilities (soft-targets), from rationales (reasoning), from weights and rejected answers
+    (metric-aware), or from whatever a row carries (multi-aspect).
     `budget_tokens` null: `max_epochs` alone decides. Training ends early when every validation item is right at less than
     `mastered_loss` nats a token, or when `patience` measures in a row (0: any number) found nothing better; then the best is kept.
     `pass_tokens` bounds the memory of one forward pass and, like `recompute` (of activations in the backward pass; auto: when they
@@ -32,7 +33,7 @@ class FinetuneSettings(Strict):
 
     seed: int = 0
     method: Literal["qlora", "lora", "full"] = "qlora"
-    strategy: Literal["response", "multi-aspect"] = "response"
+    strategy: Literal["response", "soft-targets", "reasoning", "metric-aware", "multi-aspect"] = "response"
     rank: int = Field(default=16, ge=1, le=64)
     alpha: int = Field(default=32, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
