@@ -38,15 +38,15 @@ def blocks(prefix: int, lengths: Sequence[int], device: torch.device | str) -> B
     """The blocks of a pass whose rows have these lengths after a shared beginning of `prefix` tokens."""
     import torch
 
-    sizes = torch.tensor(list(lengths), device=device)
-    longest = int(sizes.max())
+    # made on the CPU and sent, so that a GPU need not be waited for
+    sizes, longest = torch.tensor(list(lengths)), max(lengths)
     starts = prefix + sizes.cumsum(0) - sizes
-    column = torch.arange(longest, device=device)
+    column = torch.arange(longest)
     real = column < sizes[:, None]
     gather = torch.where(real, starts[:, None] + column, starts[:, None])
     causal = (column[None, :] <= column[:, None]).expand(len(lengths), 1, longest, longest)
     mask = torch.cat([causal.new_ones(len(lengths), 1, longest, prefix), causal], dim=-1)
-    return Blocks(prefix, gather, real.flatten().nonzero()[:, 0], mask)
+    return Blocks(prefix, gather.to(device), real.flatten().nonzero()[:, 0].to(device), mask.to(device))
 
 
 def register() -> str:

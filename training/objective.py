@@ -25,18 +25,19 @@ def loss(logits: torch.Tensor, pack: Pack, config: FinetuneSettings, *, tokens: 
     """
     import torch
 
-    hard = torch.ones(len(pack.targets), dtype=torch.bool, device=logits.device)
-    hard[pack.soft_at] = False
-    total = losses.cross_entropy(logits[hard], pack.targets[hard], pack.weights[hard], tokens=tokens)
     if len(pack.soft_at):
+        hard = torch.ones(len(pack.targets), dtype=torch.bool, device=logits.device)
+        hard[pack.soft_at] = False
         at = pack.soft_at
-        total = total + losses.distillation(
+        total = losses.cross_entropy(logits[hard], pack.targets[hard], pack.weights[hard], tokens=tokens) + losses.distillation(
             *(logits[at], pack.targets[at], pack.weights[at], pack.soft_ids, pack.soft_logprobs, pack.soft_tail),
             tokens=tokens,
             temperature=config.distill_temperature,
             alpha=config.distill_alpha,
             direction=config.distill_direction,
         )
+    else:
+        total = losses.cross_entropy(logits, pack.targets, pack.weights, tokens=tokens)
     if len(pack.pairs):
         said = answer_logprobs(logits, pack)
         chosen, rejected = said[pack.pairs[:, 0]], said[pack.pairs[:, 1]]
