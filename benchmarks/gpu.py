@@ -102,7 +102,7 @@ def one(base_dir: Path, workload: str, folder: Path, *, steps: int, pass_tokens:
         "tokens_per_second": speed,
         "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
         "peak_tflops": peak / 1e12,
-        "share_of_peak": speed * FLOPS_PER_PARAMETER * parameters / peak,
+        "share_of_peak": speed * FLOPS_PER_PARAMETER * parameters / peak / (1 if torch.cuda.is_available() else torch.get_num_threads()),
     }
 
 

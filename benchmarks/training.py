@@ -117,7 +117,7 @@ def one(system: str, folder: Path, base_dir: Path, threads: int) -> dict[str, An
         "core_seconds": trained["core_seconds"],
         "tokens_per_second": tokens / trained["seconds"],
         "tokens_per_core_second": tokens / trained["core_seconds"],
-        "share_of_peak": tokens / trained["seconds"] * per_token / peak,
+        "share_of_peak": tokens / trained["seconds" if torch.cuda.is_available() else "core_seconds"] * per_token / peak,
         "peak_gflops": peak / 1e9,
         "memory_gib": trained["memory"] / 2**30,
         "final_loss": seen.loss,
@@ -126,20 +126,19 @@ def one(system: str, folder: Path, base_dir: Path, threads: int) -> dict[str, An
 
 
 def matmul_peak(dtype: str, *, size: int = 2048, seconds: float = 1.0) -> float:
-    """FLOP/s of square matrix products of this size: what the machine can do at best, measured just now."""
+    """FLOPs of square matrix products of this size, for each second of a GPU or of a core: what the machine can do at best, measured just now."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        wait()
-        started = time.perf_counter()
+    clock = time.perf_counter if device == "cuda" else time.process_time  # of a core, so that other work on it does not count
+    products, started = 0, clock()
+    while clock() < started + seconds:
         left @ right
+        products += 1
         wait()
-        best = max(best, 2 * size**3 / (time.perf_counter() - started))
-    return best
+    return 2 * size**3 * products / (clock() - started)
 
 
 def _tutelage(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Precision) -> dict[str, float]:

@@ -104,9 +104,8 @@ def finetune(
     before = students.norms(student)
     steps = schedule.plan(samples, config)
     tell(f"finetune: {len(samples)} examples, {len(steps)} optimiser steps")
-    identity = manifest.identity(data, base_dir, config, teacher)
+    identity = manifest.identity(data, validation, base_dir, config, teacher)
     checkpoint = Checkpoint(out.with_name(f"{out.name}.checkpoint"), checkpoints.identity(**identity, threads=_threads()))
-    curve.parent.mkdir(parents=True, exist_ok=True)
     progress = train(
         student,
         steps,
@@ -150,7 +149,8 @@ def train(
     progress, best_weights = checkpoint.restore(weights, optimizer, rate)
     if progress.step:
         say(f"finetune: going on from the checkpoint at step {progress.step}")
-    log = curves.continued(curve, progress.step) if accelerator.is_main_process else None
+    if accelerator.is_main_process:
+        curves.rewind(curve, progress.step)
     measuring = {"pass_tokens": config.pass_tokens, "accelerator": accelerator}
     if validation and progress.untrained is None:
         progress.untrained = measure(student, validation, **measuring)
@@ -181,7 +181,8 @@ def train(
         due = number in measure_at or progress.quiet == QUIET_STEPS
         seen = measure(student, validation, **measuring) if validation and due else None
         progress.seconds = earlier + time.monotonic() - started
-        curves.note(log, progress, loss.item(), used_rate, seen)
+        if accelerator.is_main_process:
+            curves.note(curve, progress, loss.item(), used_rate, seen)
         if seen or number % 10 == 0:
             say(curves.line(progress, len(steps), loss.item(), seen))
         stop = None
@@ -206,8 +207,6 @@ def train(
             for weight, best in zip(weights, best_weights, strict=True):
                 weight.copy_(best)
         progress.final = progress.best
-    if log:
-        log.close()
     return progress
 
 

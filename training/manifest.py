@@ -19,7 +19,9 @@ FILE = "manifest.json"
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
-def identity(data: Path, base_dir: Path, config: FinetuneSettings, teacher: tuple[Path, Path | None] | None) -> dict[str, Any]:
+def identity(
+    data: Path, validation: Path | None, base_dir: Path, config: FinetuneSettings, teacher: tuple[Path, Path | None] | None
+) -> dict[str, Any]:
     """All that decides the result, but for the machine."""
     from importlib.metadata import version
 
@@ -28,6 +30,7 @@ def identity(data: Path, base_dir: Path, config: FinetuneSettings, teacher: tupl
     return {
         "base_fingerprint": base.fingerprint(base_dir),
         "data_digest": hashlib.sha256(data.read_bytes()).hexdigest(),
+        "validation_digest": hashlib.sha256(validation.read_bytes()).hexdigest() if validation else None,
         "seed": config.seed,
         "settings": config.model_dump(),
         "versions": {name: version(name) for name in VERSIONED},
