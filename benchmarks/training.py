@@ -126,7 +126,7 @@ def one(system: str, folder: Path, base_dir: Path, threads: int) -> dict[str, An
 
 
 def matmul_peak(dtype: str, *, size: int = 2048, seconds: float = 1.0) -> float:
-    """FLOPs of square matrix products of this size, for each second of a GPU or of a core: what the machine can do at best, measured just now."""
+    """FLOPs of square matrix products of this size for each second of a GPU or of a core: what it can do at best, measured now."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
