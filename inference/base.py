@@ -142,7 +142,7 @@ def load(
     if quantization != "none":
         options["quantization_config"] = _nf4(dtype)
     if torch.cuda.is_available():
-        options["device_map"] = {"": 0}
+        options["device_map"] = {"": torch.cuda.current_device()}  # the one this process was given
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(base_dir), **options)
     if quantization == "nf4":
         _keep_lora_gradients(model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,12 +21,20 @@ EXPECTED = 'expected {"prompt": text, "label": text} or {"messages": [{"role", "
 
 @dataclass(frozen=True)
 class Example:
-    """`prompt` ends with a user's turn; `answer` is what a student learns to say, `label` what an answer is judged by."""
+    """`prompt` ends with a user's turn; `answer` is what a student learns to say, `label` what an answer is judged by.
+
+    Distilled rows may carry more: `weight` of their loss, `rationale` for the answer, a teacher's `targets` for its tokens, and a
+    worse answer that was `rejected`.
+    """
 
     prompt: tuple[dict[str, str], ...]
     answer: str
     label: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+    rationale: str | None = None
+    targets: Mapping[str, Any] | None = None
+    rejected: str | None = None
 
     @property
     def text(self) -> str:
@@ -35,7 +44,15 @@ class Example:
     def row(self) -> dict[str, Any]:
         """The example as a JSONL object that `parse` reads back."""
         answered = [*self.prompt, {"role": "assistant", "content": self.answer}]
-        return {"messages": answered, "label": self.label, "metadata": dict(self.metadata)}
+        row = {"messages": answered, "label": self.label, "metadata": dict(self.metadata)}
+        extra = {
+            "rationale": self.rationale,
+            "targets": self.targets,
+            "chosen": self.answer if self.rejected else None,
+            "rejected": self.rejected,
+        }
+        row |= {name: value for name, value in extra.items() if value is not None}
+        return row | ({"weight": self.weight} if self.weight != 1 else {})
 
 
 def read(file: Path) -> list[Example]:
@@ -77,16 +94,20 @@ def parse(line: str) -> Example:
     if not isinstance(metadata, dict):
         raise TrafficUnreadable(f"metadata is a {type(metadata).__name__}, not an object; leave it out or write an object")
     messages, answer = _conversation(row)
+    chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
+    if (chosen is None) != (rejected is None):
+        raise TrafficUnreadable("chosen and rejected come together; write both or neither")
+    answer = answer if chosen is None else chosen
     label = row.get("label", metadata.get("label"))
     label = answer if label is None else label
     answer = label if answer is None else answer
     if not isinstance(label, str) or not isinstance(answer, str) or not answer.strip() or not label.strip():
         raise TrafficUnreadable(f"no answer and no label as non-empty text; {EXPECTED}")
     try:
-        json.dumps([messages, answer, label, metadata], ensure_ascii=False).encode()
+        json.dumps([messages, answer, label, metadata, row.get("rationale"), rejected], ensure_ascii=False).encode()
     except UnicodeEncodeError as broken:
         raise TrafficUnreadable(f"text that is no valid Unicode ({broken.reason}); {EXPECTED}") from broken
-    return Example(tuple(messages), answer, label, metadata)
+    return Example(tuple(messages), answer, label, metadata, _weight(row), _text(row, "rationale"), _targets(row), rejected)
 
 
 def prompt_key(prompt: tuple[dict[str, str], ...]) -> str:
@@ -110,6 +131,27 @@ def _conversation(row: Mapping[str, Any]) -> tuple[list[dict[str, str]], str | N
     if not turns or turns[-1]["role"] != "user":
         raise TrafficUnreadable(f"the conversation has no user message before its end; {EXPECTED}")
     return turns, answer
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    value = row.get(name)
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise TrafficUnreadable(f"{name} is {value!r:.40}; leave it out or write text")
+    return value
+
+
+def _weight(row: Mapping[str, Any]) -> float:
+    value = row.get("weight", 1.0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise TrafficUnreadable(f"weight is {value!r:.40}; leave it out or write a number above 0")
+    return float(value)
+
+
+def _targets(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    value = row.get("targets")
+    if value is not None and not isinstance(value, dict):
+        raise TrafficUnreadable(f"targets is a {type(value).__name__}, not an object; leave it out when the teacher gave no probabilities")
+    return value
 
 
 def _is_message(message: Any) -> bool:

@@ -14,7 +14,7 @@ import yaml
 from training import settings
 from training.curate import CurateSettings
 from training.evaluate import EvaluateSettings
-from training.finetune import FinetuneSettings
+from training.recipe import FinetuneSettings
 from tutelage.settings import CHECKOUT, Strict
 
 STAGES: dict[str, type[Strict]] = {"curate": CurateSettings, "finetune": FinetuneSettings, "evaluate": EvaluateSettings}

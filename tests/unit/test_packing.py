@@ -32,12 +32,6 @@ def test_every_completion_token_is_predicted_from_the_token_before_it() -> None:
     assert packed.rows.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_no_example_attends_to_another_and_none_to_its_future() -> None:
-    mask = pack([ONE, TWO]).mask[0, 0]
-    assert mask[5].tolist() == [True, True, False, False, False, True, False, False]
-    assert mask[3].tolist() == [True, True, True, True, False, False, False, False]
-
-
 @pytest.mark.parametrize(("limit", "passes"), [(100, 1), (8, 1), (7, 2), (1, 2)])
 def test_a_step_is_split_so_that_no_pass_exceeds_its_tokens(limit: int, passes: int) -> None:
     assert len(split([ONE, TWO], limit)) == passes

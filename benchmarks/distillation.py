@@ -1,0 +1,238 @@
+"""What distillation is worth, one experiment a command: `python -m benchmarks.distillation headlines|shallow|rationale --help`.
+
+Every figure comes with its n, a Wilson interval and what a plain method reaches on the same items. It refuses to tune anything on
+what it judges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from benchmarks import reasoning
+from inference import base
+from training import encoding, examples, finetune, recipe, settings
+from training.evaluate import EvaluateSettings, answer, evaluate
+from training.examples import Example
+from training.prune import prune
+from training.recipe import FinetuneSettings
+from tutelage.scoring import majority, matches, wilson
+from tutelage.settings import Home
+
+VALIDATION_SHARE = 0.05
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.distillation", description=__doc__)
+    parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data, students and result.json")
+    parser.add_argument("--threads", type=int, default=0, help="of torch (default: its own choice)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("headlines", help="80 %% of a labelled file to train by a preset, the other 20 %% to judge")
+    one.add_argument("--data", type=Path, required=True, help="JSONL of {prompt, label}")
+    one.add_argument("--preset", choices=recipe.PRESETS, default="balanced")
+    two = commands.add_parser("shallow", help="a layer-pruned student of the parent in --parent: its probabilities against labels alone")
+    two.add_argument("--parent", type=Path, required=True, help="the --work of a `headlines` run")
+    two.add_argument("--keep", type=int, default=10, help="layers of the student")
+    two.add_argument("--rows", type=int, default=1200)
+    two.add_argument("--judge", type=int, default=500, help="held-out items")
+    two.add_argument("--seeds", type=int, default=3)
+    three = commands.add_parser("rationale", help="reasons before the answer against the answer alone, at equal training tokens")
+    three.add_argument("--terms", type=int, default=4, help="of each sum")
+    three.add_argument("--tokens", type=int, default=30_000, help="computed in training, of each arm")
+    three.add_argument("--judge", type=int, default=200, help="held-out items")
+    three.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    settings.without_bars()
+    arguments.base = arguments.base or base.materialise(Home.from_environment().models)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    result = {"headlines": headlines, "shallow": shallow, "rationale": rationale}[arguments.command](arguments)
+    (arguments.work / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=2))
+
+
+def headlines(options: argparse.Namespace) -> dict[str, Any]:
+    """Train by a preset on four fifths; a twentieth of them decides when to stop, the last fifth is only ever judged."""
+    rows = examples.read(options.data)
+    random.Random(0).shuffle(rows)
+    cut = len(rows) * 4 // 5
+    held = int(cut * VALIDATION_SHARE)
+    parts = {"validation": rows[:held], "train": rows[held:cut], "test": rows[cut:]}
+    for name, part in parts.items():
+        write(options.work / f"{name}.jsonl", part)
+    config = recipe.preset(options.preset).model_copy(update={"threads": options.threads})
+    started, cpu = time.perf_counter(), time.process_time()
+    manifest = train(options, "train.jsonl", "adapter", config, validation=options.work / "validation.jsonl")
+    seconds, core_seconds = time.perf_counter() - started, time.process_time() - cpu
+    report = evaluate(options.work / "adapter", options.work / "test.jsonl", base_dir=options.base, config=judging(options))
+    seen = {examples.prompt_key(row.prompt) for row in rows[:cut]}
+    return {
+        "preset": options.preset,
+        "seconds": round(seconds),
+        "core_seconds": round(core_seconds),
+        "trained": manifest["metrics"],
+        **{key: report[key] for key in ("n", "correct", "accuracy", "wilson95", "majority", "untrained")},
+        "bag_of_words_svm": bag_of_words(rows[:cut], rows[cut:]),
+        "test_prompts_also_in_training": sum(examples.prompt_key(row.prompt) in seen for row in rows[cut:]),
+    }
+
+
+def bag_of_words(train_rows: Sequence[Example], judged: Sequence[Example]) -> float:
+    """What words alone say: a linear support vector machine on TF-IDF of one and two words."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.svm import LinearSVC
+
+    model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LinearSVC())
+    model.fit([row.text for row in train_rows], [row.label for row in train_rows])
+    return float(model.score([row.text for row in judged], [row.label for row in judged]))
+
+
+def shallow(options: argparse.Namespace) -> dict[str, Any]:
+    """The same cut of a finetuned parent, trained on the same rows for the same steps: labels alone, and the parent's probabilities too."""
+    adapter = options.parent / "adapter"
+    cut = options.work / "base"
+    prune(options.base, cut, keep=options.keep, adapter=adapter)
+    pool, judged = examples.read(options.parent / "train.jsonl"), examples.read(options.parent / "test.jsonl")[: options.judge]
+    validation = write(options.work / "validation.jsonl", examples.read(options.parent / "validation.jsonl"))
+    parent = generation(options, options.base, adapter, judged)
+    runs = []
+    for seed in range(options.seeds):
+        rows = write(options.work / f"train-{seed}.jsonl", random.Random(seed).sample(pool, options.rows))
+        for arm, strategy in (("labels", "response"), ("distilled", "soft-targets")):
+            config = recipe.preset("balanced").model_copy(
+                update={
+                    "seed": seed,
+                    "strategy": strategy,
+                    "patience": 0,
+                    "learning_rate": 1e-3,
+                    "max_epochs": 2,
+                    "rank": 32,
+                    "validations": 6,
+                }
+                | {"method": "qlora", "threads": options.threads, "alpha": 64}
+            )
+            out = f"{arm}-{seed}"
+            teacher = (options.base, adapter) if arm == "distilled" else None
+            manifest = train(options, rows.name, out, config, validation=validation, base_dir=cut, teacher=teacher)
+            runs.append(
+                {"arm": arm, "seed": seed, **generation(options, cut, options.work / out, judged), "curve": curve(options.work / out)}
+            )
+            runs[-1]["steps"] = manifest["metrics"]["steps"]
+            print(f"shallow: {arm} seed {seed}: {runs[-1]['accuracy']:.3f}")
+    return {
+        "layers": options.keep,
+        "parent": parent,
+        "arms": arms(runs),
+        "majority": majority([row.label for row in judged]).rate,
+        "runs": runs,
+    }
+
+
+def rationale(options: argparse.Namespace) -> dict[str, Any]:
+    """Sums whose reasons a program writes: the student either answers at once, or writes the running sums first."""
+    judged = reasoning.chain_sums(options.judge, terms=options.terms, seed=10_000)
+    known = {row.text for row in judged}
+    tokenizer = base.load_tokenizer(options.base)
+    config = recipe.preset("fast").model_copy(update={"step_examples": 8, "probe_tokens": 0, "threads": options.threads})
+    runs = []
+    for seed in range(options.seeds):
+        rows = [row for row in reasoning.chain_sums(options.tokens // 20, terms=options.terms, seed=seed) if row.text not in known]
+        for arm in ("direct", "reasoned"):
+            shown = [reasoning.with_reasons(row) for row in rows] if arm == "reasoned" else rows
+            shown = affordable(shown, options.tokens, tokenizer, config)
+            data = write(options.work / f"{arm}-{seed}.jsonl", shown)
+            seeded = config.model_copy(update={"seed": seed})
+            manifest = train(options, data.name, f"{arm}-{seed}-adapter", seeded)
+            result = generation(options, options.base, options.work / f"{arm}-{seed}-adapter", judged)
+            runs.append({"arm": arm, "seed": seed, "trained_tokens": manifest["metrics"]["tokens"], **result})
+            print(f"rationale: {arm} seed {seed}: {result['accuracy']:.3f} after {runs[-1]['trained_tokens']} tokens")
+    return {"terms": options.terms, "arms": arms(runs), "majority": majority([row.label for row in judged]).rate, "runs": runs}
+
+
+def affordable(rows: Sequence[Example], tokens: int, tokenizer: Any, config: FinetuneSettings) -> list[Example]:
+    """As many of the rows as have this many tokens together, each to be seen once."""
+    spent = list(accumulate(len(sample) for sample in encoding.encode(rows, tokenizer, config)))
+    return list(rows[: sum(total <= tokens for total in spent)])
+
+
+def train(
+    options: argparse.Namespace,
+    data: str,
+    out: str,
+    config: FinetuneSettings,
+    *,
+    validation: Path | None = None,
+    base_dir: Path | None = None,
+    teacher: tuple[Path, Path | None] | None = None,
+) -> dict[str, Any]:
+    return finetune.finetune(
+        options.work / data,
+        options.work / out,
+        validation=validation,
+        base_dir=base_dir or options.base,
+        config=config,
+        curve=options.work / f"{out}.curve.jsonl",
+        teacher=teacher,
+    )
+
+
+def generation(options: argparse.Namespace, base_dir: Path, adapter: Path, judged: Sequence[Example]) -> dict[str, Any]:
+    """Accuracy of generated answers, and what they cost: what follows the last `=` is the answer of a student that reasons."""
+    from inference import adapters
+    from inference.generation import Engine
+
+    engine = Engine(base_dir, threads=options.threads)
+    engine.load_adapter("student", adapter, adapters.digest(adapter))
+    cpu = time.process_time()
+    answered = answer(engine, judged, student="student", max_tokens=96, batch=16)
+    spent = time.process_time() - cpu
+    right = sum(matches(reasoning.final(each.completion.text), each.example.label) for each in answered)
+    tokens = sum(each.completion.completion_tokens for each in answered)
+    share = wilson(right, len(judged))
+    return {
+        "accuracy": share.rate,
+        "wilson95": [share.lo, share.hi],
+        "n": share.n,
+        "tokens_an_answer": tokens / len(judged),
+        "core_seconds_an_answer": spent / len(judged),
+        "tokens_per_core_second": tokens / spent,
+    }
+
+
+def arms(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Each arm over its seeds: right of all, the interval of the pooled items, the mean and the range of seeds, the cost of an answer."""
+    found = {}
+    for arm in dict.fromkeys(run["arm"] for run in runs):
+        of = [run for run in runs if run["arm"] == arm]
+        pooled = wilson(round(sum(run["accuracy"] * run["n"] for run in of)), sum(run["n"] for run in of))
+        seeds = [run["accuracy"] for run in of]
+        found[arm] = {"accuracy": pooled.rate, "wilson95": [pooled.lo, pooled.hi], "n": pooled.n, "seeds": seeds}
+        for key in ("tokens_an_answer", "core_seconds_an_answer", "tokens_per_core_second"):
+            found[arm][key] = sum(run[key] for run in of) / len(of)
+    return found
+
+
+def curve(out: Path) -> list[tuple[int, float]]:
+    """Validation accuracy by step."""
+    rows = [json.loads(line) for line in out.with_name(f"{out.name}.curve.jsonl").read_text().splitlines()]
+    return [(row["step"], row["val_accuracy"]) for row in rows if "val_accuracy" in row]
+
+
+def judging(options: argparse.Namespace) -> EvaluateSettings:
+    return EvaluateSettings(threads=options.threads, untrained_items=100)
+
+
+def write(file: Path, rows: Sequence[Example]) -> Path:
+    file.write_text("".join(json.dumps(row.row(), ensure_ascii=False) + "\n" for row in rows))
+    return file
+
+
+if __name__ == "__main__":
+    main()
