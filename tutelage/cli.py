@@ -110,6 +110,7 @@ def _tenants(commands: Any) -> None:
             action.add_argument("--on-disconnect", choices=("cancel", "drain"), help="what becomes of a stream whose client leaves")
             action.add_argument("--bodies", choices=("off", "redacted", "full"), help="what is kept of prompts and answers")
             action.add_argument("--cache-seconds", metavar="N", help="how long answers may be given again; 0: not at all")
+            action.add_argument("--training", choices=("on", "off"), help="whether students may learn from its traffic")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
         action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))

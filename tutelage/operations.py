@@ -87,7 +87,7 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
     """Suspend or resume a tenant, move it to another tier, agree other limits, choose what is kept and what a client that leaves does."""
     tenant = await tenants.find_tenant(pool, arguments.name)
     changes: dict[str, Any] = {} if arguments.limit is None else {"limits": _limits(arguments.limit, Agreement)}
-    for column in ("status", "tier", "on_disconnect", "bodies"):
+    for column in ("status", "tier", "on_disconnect", "bodies", "training"):
         if getattr(arguments, column, None) is not None:
             changes[column] = getattr(arguments, column)
     if getattr(arguments, "retention_days", None) is not None:

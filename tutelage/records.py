@@ -25,6 +25,7 @@ class Tenant:
     bodies: Bodies = "full"
     retention_days: int | None = None  # None: bodies are kept
     cache_seconds: int | None = None  # how long its answers are kept to be given again; None: as gateway.yaml says
+    training: Literal["on", "off"] = "on"  # whether students may learn from its traffic
     erasures: int = 0  # how often bodies were erased: no answer from before may be given again
 
 

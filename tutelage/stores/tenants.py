@@ -15,9 +15,9 @@ from tutelage.stores import audit
 from tutelage.stores.database import Pool
 
 TIERS = ("free", "pro", "enterprise")
-TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, erasures"
+TENANT = "id, name, tier, status, limits, on_disconnect, bodies, retention_days, cache_seconds, training, erasures"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits, routes"
-CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")
+CHANGEABLE = ("tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "training")
 SYSTEM = "system"  # the actor where nobody in particular acts: a demo, a test, the Python API
 
 
@@ -30,11 +30,11 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
     """With its first key, if one is given. Raises InvalidRequest for an unknown tier, Conflict for a name that is taken."""
     if tenant.tier not in TIERS:
         raise InvalidRequest(f"tier {tenant.tier!r} is unknown; allowed: {', '.join(TIERS)}", param="tier")
-    given = {name: getattr(tenant, name) for name in ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds")}
+    given = {name: getattr(tenant, name) for name in ("limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "training")}
     async with pool.acquire() as connection, connection.transaction():
         created = await connection.fetchval(
-            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds) "
-            "values ($1, $2, $3, $4, $5, $6, $7, $8) "
+            "insert into tenants (id, name, tier, limits, on_disconnect, bodies, retention_days, cache_seconds, training) "
+            "values ($1, $2, $3, $4, $5, $6, $7, $8, $9) "
             "on conflict (name) where status <> 'deleted' do nothing returning id",
             tenant.id,
             tenant.name,
@@ -44,6 +44,7 @@ async def create_tenant(pool: Pool, tenant: Tenant, *, key: Key | None = None, a
             tenant.bodies,
             tenant.retention_days,
             tenant.cache_seconds,
+            tenant.training,
         )
         if created is None:
             raise Conflict(f"a tenant named {tenant.name!r} exists; choose another name", param="name")

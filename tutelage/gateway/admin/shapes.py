@@ -34,6 +34,7 @@ ModelName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[^\x00
 Route = Literal["chat", "embeddings", "feedback", "models"]
 Tier = Literal["free", "pro", "enterprise"]
 OnDisconnect = Literal["cancel", "drain"]
+Training = Literal["on", "off"]  # whether students may learn from its traffic
 Retention = Annotated[int, Field(ge=1, le=36_500)]
 
 
@@ -50,6 +51,7 @@ class NewTenant(Strict):
     bodies: Bodies = "full"
     retention_days: Retention | None = None
     cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    training: Training = "on"
 
 
 class TenantChange(Strict):
@@ -63,6 +65,7 @@ class TenantChange(Strict):
     bodies: Bodies | None = None
     retention_days: Retention | None = None
     cache_seconds: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    training: Training | None = None
 
 
 class NewKey(Strict):
@@ -164,6 +167,7 @@ class Tenant(BaseModel):
     bodies: Bodies
     retention_days: int | None
     cache_seconds: int | None
+    training: Training
 
 
 class Key(BaseModel):

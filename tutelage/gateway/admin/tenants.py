@@ -26,6 +26,7 @@ async def create(call: Call) -> shapes.MadeTenant:
         bodies=asked.bodies,
         retention_days=asked.retention_days,
         cache_seconds=asked.cache_seconds,
+        training=asked.training,
     )
     tenant, made = await tenancy.create_tenant(call.pool, call.pepper, wanted, maker=call.maker, now=datetime.now(UTC))
     return shapes.MadeTenant(tenant_id=tenant.id, key_id=made.key.id, key=made.text, tenant=_shown(tenant, {}, {}))
@@ -106,6 +107,7 @@ def _shown(tenant: records.Tenant, stored: dict[str, int], students: dict[str, i
         bodies=tenant.bodies,
         retention_days=tenant.retention_days,
         cache_seconds=tenant.cache_seconds,
+        training=tenant.training,
     )
 
 
