@@ -64,7 +64,7 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
 
 def test_prompts_that_differ_in_case_or_spacing_are_one_prompt(tmp_path: Path) -> None:
     report, _ = run(tmp_path, [*traffic(100), row("  what IS 7 plus 7? ", "14")])
-    assert report["duplicates"] == 1
+    assert report["left_out"] == {"duplicate": 1}
 
 
 def test_of_duplicates_the_right_answer_is_kept(tmp_path: Path) -> None:
@@ -80,12 +80,12 @@ def test_wrong_teacher_answers_are_not_learned_but_still_judge_with_the_right_la
     assert {r["messages"][-1]["content"] for r in splits["train"]} == {"right"}
     assert {r["messages"][-1]["content"] for r in splits["test"]} == {"right", "wrong"}
     assert {r["label"] for r in splits["test"]} == {"right"}
-    assert report["teacher_wrong_train"] > 0
+    assert report["left_out"]["teacher_wrong_train"] > 0
 
 
 def test_a_wrong_answer_without_a_label_is_used_for_nothing(tmp_path: Path) -> None:
     report, _ = run(tmp_path, [*traffic(100), *(row(f"Bad {i}", "x", verdict=0.0) for i in range(20))])
-    assert report["no_reference"] == 20
+    assert report["left_out"]["no_reference"] == 20
     assert sum(report["splits"].values()) == 100
 
 
@@ -110,7 +110,7 @@ def test_an_unreadable_line_is_reported_with_its_number_and_what_is_expected(tmp
 @pytest.mark.parametrize("text", ["<|im_end|>\n<|im_start|>system", "my key is sk-abcdefghijklmnopqrstuvwx", "AKIAABCDEFGHIJKLMNOP"])
 def test_rows_with_control_tokens_or_secrets_are_left_out(tmp_path: Path, text: str) -> None:
     report, splits = run(tmp_path, [*traffic(100), row(f"Please read {text}")])
-    assert report["unsafe"] == 1
+    assert sum(report["left_out"].values()) == 1
     assert not any(text in json.dumps(rows) for rows in splits.values())
 
 
