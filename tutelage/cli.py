@@ -61,6 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
     evolve.add_argument("--take-over", action="store_true", help="first give up cycles that a crash left running")
     evolve.add_argument("--config", metavar="DIR")
+    export = _command(commands, "export", _export, "rows to train on elsewhere: a tenant's traffic, or a curated or distilled file")
+    export.add_argument("out", type=Path, metavar="FILE")
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tenant", metavar="NAME", help="its recorded answers, scrubbed; nothing of a tenant that opted out")
+    source.add_argument("--data", type=Path, metavar="FILE", help="a JSONL of a student's folder")
+    export.add_argument("--domain", metavar="NAME", help="only this domain of the tenant's")
+    export.add_argument("--format", choices=("jsonl", "openai", "preference", "parquet"), default="jsonl")
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
@@ -220,6 +227,21 @@ def _evolve(arguments: argparse.Namespace) -> int:
     command += ["--tenant", arguments.tenant] if arguments.tenant else []
     command += ["--take-over"] if arguments.take_over else []
     return processes.run_attached(home, "evolve", command, environment=environment)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from tutelage import operations
+    from tutelage.fleet import processes
+
+    home = Home.from_environment(arguments.home)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.tenant:
+            arguments.data = Path(folder) / "interactions.jsonl"
+            operations.run(home, "lessons", arguments)
+        command = processes.python("-m", "training.export", "--data", str(arguments.data.resolve()), "--out", str(arguments.out.resolve()))
+        return processes.run_attached(home, "export", [*command, "--format", arguments.format])
 
 
 def _env(arguments: argparse.Namespace) -> None:
