@@ -325,7 +325,8 @@ class FakeFineTuning:
         name = f"ftjob-{len(self.jobs)}"
         self.jobs[name] = {
             "id": name, "object": "fine_tuning.job", "created_at": 0, "model": asked["model"], "organization_id": "org",
-            "seed": asked["seed"], "training_file": asked["training_file"], "validation_file": None, "result_files": [], "hyperparameters": {"n_epochs": 3},
+            "seed": asked["seed"], "training_file": asked["training_file"], "validation_file": None,
+            "result_files": [], "hyperparameters": {"n_epochs": 3},
             "status": self.STEPS[0], "fine_tuned_model": None, "finished_at": None, "trained_tokens": None, "error": None,
             "method": asked["method"],
         }  # fmt: skip
