@@ -23,7 +23,7 @@ NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 BOILERPLATE_SHARE = 0.5  # a word in so many of the texts says nothing of any of them
 BOILERPLATE_LEAST = 20  # texts from which that can be told
 SHORT_ANSWER = 6  # words; longer answers are hardly ever equal letter by letter, so the prompts alone decide
-PERMUTATIONS = 64
+PERMUTATIONS = 128
 SEED = 1
 
 
@@ -108,7 +108,7 @@ def _by_words(asked: Sequence[Asked], least: float) -> list[Pair]:
     sets = shingles([a.text for a in asked])
     hashes = MinHash.bulk([[s.encode() for s in sorted(members)] for members in sets], num_perm=PERMUTATIONS, seed=SEED)
     # Proposing at a lower similarity than asked for costs little and misses less.
-    index = MinHashLSH(threshold=max(0.1, least - 0.15), num_perm=PERMUTATIONS)
+    index = MinHashLSH(threshold=max(0.1, least - 0.3), num_perm=PERMUTATIONS)
     pairs = []
     for j, sketch in enumerate(hashes):
         for i in index.query(sketch):
