@@ -104,7 +104,12 @@ class Tally:
         self.steps: dict[str, dict[str, Any]] = {}
 
     def note(self, step: str, before: int, after: int, left_out: Counter[str] | None = None, **more: Any) -> None:
-        self.steps[step] = {"in": before, "out": after, "left_out": dict(sorted((left_out or Counter()).items())), **more}
+        self.steps[step] = {
+            "in": before,
+            "out": after,
+            "left_out": {why: count for why, count in sorted((left_out or Counter()).items()) if count},
+            **more,
+        }
 
     def sift(self, step: str, rows: Sequence[Row], reasons: Sequence[str | None], **more: Any) -> list[Row]:
         """The rows for which there is no reason to leave them out."""
