@@ -17,7 +17,7 @@ from typing import Any
 from prefect import flow
 
 from flows.gate import Judged, gate, package, register, roll_out
-from flows.students import curate, evaluate, finetune, spawn
+from flows.students import curate, distill, evaluate, finetune, spawn
 from flows.traffic import detect_gaps, find_domains
 from flows.workshop import Cycle, connected, tell
 from tutelage.errors import PlanLimitReached, TutelageError
@@ -40,6 +40,7 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
                 tell("spawn", full.message, student=gap.domain)
                 continue
             await curate(cycle, student)
+            await distill(cycle, student)
             await finetune(cycle, student)
             await evaluate(cycle, student)
             judged.append(await gate(cycle, student))
@@ -58,6 +59,9 @@ async def run(home: Home, *, config_dir: Path, database_url: str, tenant: str | 
     async with connected(start) as pool:
         chosen = [await tenants.find_tenant(pool, tenant)] if tenant else await tenants.list_tenants(pool)
         for one in chosen:
+            if one.training == "off":
+                tell("evolve", f"{one.name} wants nothing learned from its traffic: `tutelage tenants change {one.name} --training on`")
+                continue
             if take_over:
                 await registry.abandon_cycles(pool, one.id)
             cycle = Cycle(uuid.uuid4().hex[:12], one.id, one.name, home.root, config_dir, database_url)

@@ -57,9 +57,9 @@ async def spawn(cycle: Cycle, gap: Gap) -> Student:
         await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--quiet"], cwd=cycle.state.students)
     student = Student(name, version, gap.domain, folder)
     requests = await export(cycle, gap.domain, folder / "interactions.jsonl")
-    await run_stage(
-        cycle, "pipeline", ["-m", "training.pipeline", "--student", str(folder), "--settings", str(cycle.config_dir)], student=name
-    )
+    arguments = ["-m", "training.pipeline", "--student", str(folder), "--settings", str(cycle.config_dir)]
+    frozen = await _held_out(cycle, student)
+    await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=name)
     tell("spawn", f"version {version} from {requests} requests", student=name)
     return replace(student, requests=requests)
 
@@ -72,9 +72,17 @@ async def curate(cycle: Cycle, student: Student) -> None:
     await acreate_markdown_artifact(key=f"curated-{student.name}", markdown=f"```json\n{json.dumps(report, indent=2)}\n```")
 
 
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, task_run_name="distill-{student.name}")
+async def distill(cycle: Cycle, student: Student) -> None:
+    """Turn what was kept into what is learned: targets, rationales, weights and preferences, as the strategy says."""
+    await _reproduce(cycle, "distill", student)
+    report = json.loads((student.folder / "distilled" / "report.json").read_text())
+    await acreate_markdown_artifact(key=f"distilled-{student.name}", markdown=f"```json\n{json.dumps(report, indent=2)}\n```")
+
+
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, task_run_name="finetune-{student.name}")
 async def finetune(cycle: Cycle, student: Student) -> None:
-    """Distil the teacher's answers into a fresh adapter; a probe ends it early when there is nothing to learn."""
+    """Train a fresh adapter on the targets; a probe ends it early when there is nothing to learn."""
     await _reproduce(cycle, "finetune", student)
     curve = [json.loads(line) for line in (student.folder / "curve.jsonl").read_text().splitlines()]
     await acreate_markdown_artifact(key=f"curve-{student.name}", markdown=_curve(student, curve))
@@ -84,6 +92,19 @@ async def finetune(cycle: Cycle, student: Student) -> None:
 async def evaluate(cycle: Cycle, student: Student) -> None:
     """Examine the adapter on frozen held-out items and calibrate its confidence."""
     await _reproduce(cycle, "evaluate", student)
+
+
+async def _held_out(cycle: Cycle, student: Student) -> list[str]:
+    """The held-out files of the tenant's students, of each its newest version that has some: no other student may learn from them."""
+    async with connected(cycle) as pool:
+        versions = [v for v in await registry.list_versions(pool) if v["tenant_id"] == cycle.tenant_id]
+    newest: dict[str, list[str]] = {}
+    for version in sorted(versions, key=lambda v: int(v["version"])):
+        folder = cycle.state.students / version["student"] / f"v{version['version']}" / "curated"
+        files = [str(folder / name) for name in ("test.jsonl", "calibration.jsonl") if (folder / name).exists()]
+        if files and folder.parent != student.folder:
+            newest[version["student"]] = files
+    return [file for files in newest.values() for file in files]
 
 
 async def _reproduce(cycle: Cycle, stage: str, student: Student) -> None:

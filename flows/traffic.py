@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.workshop import Cycle, connected, tell
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.gaps import EvolveSettings, Gap, measure
+from tutelage.lessons import lesson
 from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
 from tutelage.settings import load
@@ -82,39 +83,15 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
     """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds."""
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
-        rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)
+        rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows, for_training=True)
     mine = [row for row in rows if row["domain"] == domain and not row["cache"].startswith("hit")]
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("w") as file:
         for row in mine:
-            line = _example(cycle, row)
+            line = lesson(row, cycle.tenant_id)
             if line is not None:
                 file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
     return len(mine)
-
-
-def _example(cycle: Cycle, row: dict[str, Any]) -> dict[str, Any] | None:
-    """One row of distillation data: the teacher's answer, or the user's own where a student answered; else nothing to learn."""
-    by_teacher = row["tier"] == "teacher"
-    if by_teacher and row["finish_reason"] not in (None, "stop"):
-        return None  # cut off by a limit, a client that left or a fault: half an answer is no answer to learn
-    answer = row["answer"] if by_teacher else row["feedback_label"]
-    if answer is None:
-        return None
-    score = row["feedback_score"] if by_teacher else 1.0
-    return {
-        "messages": [*row["messages"], {"role": "assistant", "content": answer}],
-        "metadata": {
-            "request_id": row["request_id"],
-            "tenant": cycle.tenant_id,
-            "domain": row["domain"],
-            "teacher": row["model"] if by_teacher else None,
-            "confidence": row["confidence"],
-            "verdict": None if score is None else float(score >= 0.5),
-            "label": row["feedback_label"],
-            "provenance": "teacher" if by_teacher else "user",
-        },
-    }
 
 
 def recalled(rows: Sequence[dict[str, Any]], *, most: int = 200) -> dict[str, Tally]:

@@ -222,3 +222,136 @@ class FakeModelServer:
             self.left += 1
             raise
         yield b"data: [DONE]\n\n"
+
+
+class FakeTeacher(FakeModelServer):
+    """A teacher that answers each prompt by `answers` and, where it is asked, with the log-probabilities that `logprobs` gives its answer.
+
+    Asked to explain itself it gives `reasons` and the same answer. `logprobs` returns OpenAI's `content`: a token, its log-probability and
+    its `top_logprobs` for each token.
+    """
+
+    def __init__(self, answers: dict[str, str], *, logprobs: Any = None, reasons: str = "Because.") -> None:
+        super().__init__()
+        self.answers, self.logprobs, self.reasons = answers, logprobs, reasons
+
+    async def _chat(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        asked = await request.json()
+        self.requests.append(asked)
+        if self.status != 200:
+            return JSONResponse({"error": {"message": "fake failure"}}, status_code=self.status)
+        prompt, wants_reasons, _ = asked["messages"][-1]["content"].partition("\n\nExplain the reasoning")
+        answer = self.answers[prompt]
+        text = f"{self.reasons}\nAnswer: {answer}" if wants_reasons else answer
+        content = {"content": self.logprobs(answer)} if asked.get("logprobs") and self.logprobs else None
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", "logprobs": content}
+        return JSONResponse({"id": "x", "object": "chat.completion", "choices": [choice]})
+
+
+class FakeFineTuning:
+    """OpenAI's files and fine-tuning jobs on a real port, as far as a student needs them. Enter it to start.
+
+    Files are checked as OpenAI checks them (JSONL, roles, at least ten rows) and refused with its error shape. A job goes one step on with
+    every look at it: validating_files, queued, running, and then `ends` ("succeeded", "failed", "cancelled"). `break_after_create`: the
+    reply to the next job's creation is lost, though the job is there.
+    """
+
+    STEPS = ("validating_files", "queued", "running")
+
+    def __init__(self, *, ends: str = "succeeded") -> None:
+        self.ends = ends
+        self.break_after_create = False
+        self.files: dict[str, list[dict[str, Any]]] = {}
+        self.jobs: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> FakeFineTuning:
+        import socket
+        import threading
+        import time
+
+        import uvicorn
+        from starlette.applications import Starlette
+        from starlette.routing import Route
+
+        routes = [
+            Route("/v1/files", self._upload, methods=["POST"]),
+            Route("/v1/fine_tuning/jobs", self._create, methods=["POST"]),
+            Route("/v1/fine_tuning/jobs", self._list, methods=["GET"]),
+            Route("/v1/fine_tuning/jobs/{job}", self._look, methods=["GET"]),
+        ]
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        self._server = uvicorn.Server(uvicorn.Config(Starlette(routes=routes), log_level="critical", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listening]}, daemon=True)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+
+    async def _upload(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        form = await request.form()
+        raw = (await form["file"].read()).decode()
+        try:
+            rows = [json.loads(line) for line in raw.splitlines()]
+            for row in rows:
+                turns = row["messages"] if "messages" in row else [*row["input"]["messages"], *row["preferred_output"]]
+                assert {turn["role"] for turn in turns} <= {"system", "user", "assistant"} and turns[-1]["role"] == "assistant"
+            assert len(rows) >= 10 and form["purpose"] == "fine-tune"
+        except (ValueError, KeyError, AssertionError):
+            error = {"message": "Invalid file format", "type": "invalid_request_error", "code": "invalid_file", "param": "file"}
+            return JSONResponse({"error": error}, status_code=400)
+        name = f"file-{len(self.files)}"
+        self.files[name] = rows
+        return JSONResponse(
+            {"id": name, "object": "file", "bytes": len(raw), "created_at": 0, "filename": "x.jsonl", "purpose": "fine-tune"}
+        )
+
+    async def _create(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        asked = await request.json()
+        if asked["training_file"] not in self.files:
+            error = {"message": "no such file", "type": "invalid_request_error", "code": "invalid_training_file", "param": "training_file"}
+            return JSONResponse({"error": error}, status_code=400)
+        name = f"ftjob-{len(self.jobs)}"
+        self.jobs[name] = {
+            "id": name, "object": "fine_tuning.job", "created_at": 0, "model": asked["model"], "organization_id": "org",
+            "seed": asked["seed"], "training_file": asked["training_file"], "validation_file": None,
+            "result_files": [], "hyperparameters": {"n_epochs": 3},
+            "status": self.STEPS[0], "fine_tuned_model": None, "finished_at": None, "trained_tokens": None, "error": None,
+            "method": asked["method"],
+        }  # fmt: skip
+        if self.break_after_create:
+            self.break_after_create = False
+            return JSONResponse(
+                {"error": {"message": "lost", "type": "server_error"}}, status_code=409, headers={"x-should-retry": "false"}
+            )
+        return JSONResponse(self.jobs[name])
+
+    async def _list(self, _request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse({"object": "list", "data": list(self.jobs.values())[::-1], "has_more": False})
+
+    async def _look(self, request: Any) -> Any:
+        from starlette.responses import JSONResponse
+
+        job = self.jobs[request.path_params["job"]]
+        shown = dict(job)
+        if job["status"] in self.STEPS:
+            at = self.STEPS.index(job["status"]) + 1
+            job["status"] = self.STEPS[at] if at < len(self.STEPS) else self.ends
+            if job["status"] == "succeeded":
+                job |= {"fine_tuned_model": f"ft:{job['model']}:org::1", "trained_tokens": 123}
+            elif job["status"] not in self.STEPS:
+                job["error"] = {"code": "bad", "message": "the data are bad", "param": None}
+        return JSONResponse(shown)

@@ -31,13 +31,15 @@ class CollectSettings(Strict):
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.collect", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="interactions.jsonl to write")
+    parser.add_argument("--out", type=Path, required=True, help="interactions.jsonl to write; an empty frozen.jsonl beside it")
     parser.add_argument("--config", type=Path, help="YAML with CollectSettings")
     arguments = parser.parse_args()
     config = settings.read(CollectSettings, arguments.config)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in interactions(config))
+    # nothing else was held out before there was any traffic
+    arguments.out.with_name("frozen.jsonl").write_text("")
     print(f"collect: {config.size} interactions of {config.task} in {arguments.out}")
 
 

@@ -1,7 +1,8 @@
 """Evaluate: an adapter, or the bare base, on held-out items, through the same engine that will serve it.
 
 One set of items calibrates confidence, another is judged; no figure of the report is tuned on the second. Greedy answers, so a report can
-be reproduced. This stage refuses to decide anything: the gate reads the report.
+be reproduced. Beside the student's figures stand those it must beat: the majority answer, the answer of the nearest training example, the
+untrained base, and the base shown such examples. This stage refuses to decide anything: the gate reads the report.
 """
 
 from __future__ import annotations
@@ -9,39 +10,48 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from inference import adapters, base, prompts
-from training import examples, settings
+from training import baselines, examples, settings
 from training.examples import Example
 from training.finetune import MANIFEST
-from tutelage.errors import AdapterRejected
+from tutelage.errors import AdapterRejected, TrafficUnreadable
 from tutelage.routing import confidence
-from tutelage.scoring import majority, matches, wilson
+from tutelage.scoring import Rate, majority, wilson
 from tutelage.settings import Home, Strict
+from tutelage.verifiers import Verifier, VerifierSettings, verifier
 
 if TYPE_CHECKING:
     from inference.generation import Completion, Engine
 
 STUDENT = "student"
+RELIABILITY_BINS = 10
 
 
 class EvaluateSettings(Strict):
     """`threshold`: the calibrated probability from which an answer counts as confident. `threads` 0 leaves the default.
 
-    The untrained base answers the first `untrained_items` of the judged items too, for comparison with an adapter.
+    The untrained base answers the first `untrained_items` of the judged items too, for comparison with an adapter, and the first
+    `in_context_items` of them with `in_context_examples` of the nearest training examples before the question.
     An answer may be `extra_tokens` longer than the longest one in training (or, for the bare base, among the labels).
+    `core_hour_usd` prices the CPU time of an answer. `verifier`: when an answer is right.
     """
 
     batch: int = Field(default=16, ge=1)
     extra_tokens: int = Field(default=4, ge=0)
     threshold: float = Field(default=0.85, gt=0, le=1)
     untrained_items: int = Field(default=30, ge=0)
+    in_context_items: int = Field(default=20, ge=0)
+    in_context_examples: int = Field(default=3, ge=1)
+    core_hour_usd: float = Field(default=0.04, ge=0)
+    verifier: VerifierSettings = VerifierSettings()
     threads: int = Field(default=0, ge=0)
 
 
@@ -53,6 +63,7 @@ class Answered:
     completion: Completion
     score: float
     correct: bool
+    win: bool  # at least as good as the teacher's recorded answer to the same item
 
     @property
     def whole(self) -> bool:
@@ -60,9 +71,8 @@ class Answered:
         return self.completion.finish_reason == "stop"
 
     @property
-    def win(self) -> bool:
-        """Whether it is at least as good as the teacher's recorded answer to the same item."""
-        return self.correct or not matches(self.example.answer, self.example.label)
+    def domain(self) -> str:
+        return str(self.example.metadata.get("domain") or "all")
 
     def probability(self, calibrator: confidence.Calibrator) -> float:
         """Calibrated probability of being right; 0 for an answer that was cut off."""
@@ -75,6 +85,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="JSONL of held-out items")
     parser.add_argument("--report", type=Path, required=True, help="JSON report to write")
     parser.add_argument("--calibration", type=Path, help="JSONL of other held-out items: fits the calibrator")
+    parser.add_argument("--train", type=Path, help="JSONL that was trained on: for the baselines that look answers up in it")
+    parser.add_argument("--against", type=Path, help="predictions of another model on these items: for the change in each domain")
     parser.add_argument("--predictions", type=Path, help="JSONL of every answer to write")
     parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
     parser.add_argument("--config", type=Path, help="YAML with EvaluateSettings")
@@ -87,8 +99,11 @@ def main() -> None:
         base_dir=arguments.base or base.materialise(Home.from_environment().models),
         config=settings.read(EvaluateSettings, arguments.config),
         predictions=arguments.predictions,
+        train=arguments.train,
+        against=arguments.against,
     )
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
+    _write_reliability(report["reliability"], arguments.report.with_name("reliability.csv"))
     arguments.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
     low, high = report["wilson95"]
     print(f"evaluate: {report['correct']} of {report['n']} right, {low:.2f} to {high:.2f}, majority {report['majority']:.2f}")
@@ -102,6 +117,8 @@ def evaluate(
     config: EvaluateSettings,
     calibration: Path | None = None,
     predictions: Path | None = None,
+    train: Path | None = None,
+    against: Path | None = None,
 ) -> dict[str, Any]:
     """Answer the items of `data` and return the report; writes `predictions` when asked.
 
@@ -120,29 +137,37 @@ def evaluate(
     if adapter:
         engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))
     max_tokens = (manifest.get("max_answer_tokens") or _longest(tested, base_dir)) + config.extra_tokens
-    outcomes = answer(engine, calibrating, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
+    ask = partial(answer, engine, max_tokens=max_tokens, batch=config.batch, verify=verifier(config.verifier))
+    outcomes = ask(calibrating, student=STUDENT if adapter else None)
     calibrator = _fit(outcomes) if calibrating else None
     started = time.perf_counter()
-    answered = answer(engine, tested, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
+    answered = ask(tested, student=STUDENT if adapter else None)
     seconds = time.perf_counter() - started
     if predictions:
         predictions.write_text("".join(json.dumps(_prediction(a, calibrator), ensure_ascii=False) + "\n" for a in answered))
-    untrained = answer(engine, tested[: config.untrained_items], student=None, max_tokens=max_tokens, batch=config.batch) if adapter else []
+    untrained = ask(tested[: config.untrained_items], student=None) if adapter else []
+    learned = examples.read(train) if train else []
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),
         **_accuracy(answered),
+        "baselines": _baselines(answered, learned, config, ask, _fits(base_dir, engine.context - max_tokens)),
+        **_domains(answered, _reference(against) if against else {a.example.text: a.correct for a in untrained}),
+        "later": _share([a for a in answered if a.example.metadata.get("later")]),
         **_calibration(answered, calibrator, config.threshold),
         # what was judged was measured by a calibrator that never saw it; what will serve may learn from all that is held out
         "calibrator": _fit([*outcomes, *answered]).to_dict() if calibrating else None,
         **_speed(answered, seconds),
+        "per_success": _per_success(answered, config.core_hour_usd),
         "max_tokens": max_tokens,
     }
 
 
-def answer(engine: Engine, items: Sequence[Example], *, student: str | None, max_tokens: int, batch: int) -> list[Answered]:
+def answer(
+    engine: Engine, items: Sequence[Example], *, student: str | None, max_tokens: int, batch: int, verify: Verifier
+) -> list[Answered]:
     """Greedy answers in the order of `items`; prompts of similar length share a batch so that padding costs little."""
     from inference.generation import Request
 
@@ -152,8 +177,10 @@ def answer(engine: Engine, items: Sequence[Example], *, student: str | None, max
         chosen = order[start : start + batch]
         requests = [Request(messages=list(items[i].prompt), adapter=student, max_tokens=max_tokens) for i in chosen]
         for i, completion in zip(chosen, engine.generate(requests), strict=True):
-            right = matches(completion.text, items[i].label)
-            done[i] = Answered(items[i], completion, confidence.score(completion.logprobs), right)
+            item = items[i]
+            right = verify(completion.text, item.label, item.metadata).right
+            win = right or not verify(item.answer, item.label, item.metadata).right
+            done[i] = Answered(item, completion, confidence.score(completion.logprobs), right, win)
     return [done[i] for i in range(len(items))]
 
 
@@ -177,16 +204,76 @@ def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
     }
 
 
+def _share(answered: Sequence[Answered]) -> dict[str, Any]:
+    share = wilson(sum(a.correct for a in answered), len(answered))
+    return {"n": share.n, "correct": share.k, "accuracy": share.rate, "wilson95": [share.lo, share.hi]}
+
+
+def _fits(base_dir: Path, most: int) -> Callable[[Example], bool]:
+    tokenizer = base.load_tokenizer(base_dir)
+    return lambda item: len(prompts.render(tokenizer, item.prompt)) <= most
+
+
+def _baselines(
+    answered: Sequence[Answered],
+    learned: Sequence[Example],
+    config: EvaluateSettings,
+    ask: Callable[..., list[Answered]],
+    fits: Callable[[Example], bool],
+) -> dict[str, Any]:
+    """What the same items get without training: always the same answer, the nearest example's, the base shown its nearest examples."""
+    items = [a.example for a in answered]
+    constant = majority([item.label for item in items])
+    found: dict[str, Any] = {"majority": _rate(constant), "retrieval": None, "in_context": None}
+    if not learned:
+        return found
+    verify, neighbours = verifier(config.verifier), baselines.Neighbours.of(learned)
+    looked_up = zip(items, baselines.copied(items, neighbours), strict=True)
+    found["retrieval"] = _rate(wilson(sum(verify(text, item.label, item.metadata).right for item, text in looked_up), len(items)))
+    shown = baselines.in_context(items[: config.in_context_items], neighbours, config.in_context_examples, fits)
+    found["in_context"] = _share(ask(shown, student=None)) if shown else None
+    return found
+
+
+def _rate(share: Rate) -> dict[str, Any]:
+    return {"n": share.n, "correct": share.k, "accuracy": share.rate, "wilson95": [share.lo, share.hi]}
+
+
+def _domains(answered: Sequence[Answered], reference: Mapping[str, bool]) -> dict[str, Any]:
+    """Each domain's share, its change against the reference on the items both answered, and the domain that lost most.
+
+    `worst_domain` is null where there is no reference.
+    """
+    domains: dict[str, Any] = {}
+    for name in sorted({a.domain for a in answered}):
+        mine = [a for a in answered if a.domain == name]
+        both = [a for a in mine if a.example.text in reference]
+        change = sum(a.correct - reference[a.example.text] for a in both) / len(both) if both else None
+        domains[name] = {**_share(mine), "change": change, "change_n": len(both)}
+    changed = [(told["change"], name) for name, told in domains.items() if told["change"] is not None]
+    worst = min(changed, default=None)
+    return {"domains": domains, "worst_domain": {"domain": worst[1], "change": worst[0]} if worst else None}
+
+
+def _reference(file: Path) -> dict[str, bool]:
+    """Which items another model got right, from the predictions of its evaluation. Raises TrafficUnreadable."""
+    try:
+        return {row["prompt"]: bool(row["correct"]) for row in (json.loads(line) for _, line in examples.lines(file))}
+    except (ValueError, KeyError, TypeError) as broken:
+        raise TrafficUnreadable(f"{file} holds no predictions ({broken!r}); pass what `--predictions` wrote") from broken
+
+
 def _calibration(answered: Sequence[Answered], calibrator: confidence.Calibrator | None, threshold: float) -> dict[str, Any]:
     """What the calibrator, fitted elsewhere, says of the judged items; nulls where there is none."""
     if calibrator is None:
-        return {"ece": None, "mean_confidence": None, "confident": None}
+        return {"ece": None, "mean_confidence": None, "confident": None, "reliability": []}
     probabilities = [a.probability(calibrator) for a in answered]
     correct = [a.correct for a in answered]
     sure = [right for probability, right in zip(probabilities, correct, strict=True) if probability >= threshold]
     return {
         "ece": confidence.ece(probabilities, correct),
         "mean_confidence": sum(probabilities) / len(probabilities),
+        "reliability": _reliability(probabilities, correct),
         "confident": {
             "threshold": threshold,
             "n": len(sure),
@@ -195,6 +282,31 @@ def _calibration(answered: Sequence[Answered], calibrator: confidence.Calibrator
             "precision": sum(sure) / len(sure) if sure else None,
         },
     }
+
+
+def _reliability(probabilities: Sequence[float], correct: Sequence[bool]) -> list[dict[str, float]]:
+    """What is told against what is true, in bins of equally many items: a calibrated model's points lie on the diagonal."""
+    order = sorted(range(len(probabilities)), key=lambda i: probabilities[i])
+    bins = [order[len(order) * b // RELIABILITY_BINS : len(order) * (b + 1) // RELIABILITY_BINS] for b in range(RELIABILITY_BINS)]
+    return [
+        {"confidence": sum(probabilities[i] for i in inside) / len(inside), "accuracy": sum(correct[i] for i in inside) / len(inside),
+         "n": len(inside)}
+        for inside in bins if inside
+    ]  # fmt: skip
+
+
+def _write_reliability(bins: Sequence[Mapping[str, float]], file: Path) -> None:
+    file.write_text("confidence,accuracy,n\n" + "".join(f"{b['confidence']:.4f},{b['accuracy']:.4f},{b['n']}\n" for b in bins))
+
+
+def _per_success(answered: Sequence[Answered], core_hour_usd: float) -> dict[str, float | None]:
+    """Generated tokens, CPU seconds and dollars for each right answer; the wrong ones are paid for too. Nulls where none is right."""
+    right = sum(a.correct for a in answered)
+    if not right:
+        return {"tokens": None, "core_seconds": None, "usd": None}
+    seconds = sum(a.completion.core_seconds for a in answered) / right
+    tokens = sum(a.completion.completion_tokens for a in answered) / right
+    return {"tokens": tokens, "core_seconds": seconds, "usd": seconds / 3600 * core_hour_usd}
 
 
 def _speed(answered: Sequence[Answered], seconds: float) -> dict[str, Any]:
@@ -217,6 +329,7 @@ def _prediction(answered: Answered, calibrator: confidence.Calibrator | None) ->
         "score": answered.score,
         "probability": answered.probability(calibrator) if calibrator else None,
         "correct": answered.correct,
+        "domain": answered.domain,
     }
 
 

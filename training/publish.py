@@ -8,6 +8,7 @@ nothing but its tags, description and aliases.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -22,9 +23,18 @@ from tutelage.settings import Home, Strict
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import DatasetInput
 
 EXPERIMENT = "students"
 DIGEST, VERSION = "tutelage.adapter_digest", "tutelage.student_version"
+ARTIFACTS = (
+    "report.json", "curated/report.json", "distilled/report.json", "distilled/train.jsonl.manifest.json", "curve.jsonl", "reliability.csv",
+    "dvc.yaml", "dvc.lock",
+)  # fmt: skip
+DATASETS = {
+    "interactions": "interactions.jsonl", "training": "distilled/train.jsonl", "validation": "curated/validation.jsonl",
+    "calibration": "curated/calibration.jsonl", "test": "curated/test.jsonl",
+}  # fmt: skip
 MAX_TAG = 5000  # characters; MLflow refuses longer values
 
 
@@ -119,9 +129,10 @@ def _register(client: MlflowClient, experiment: str, job: Job, manifest: dict[st
         name=f"{job.name}-v{job.version}",
         source_run_id=run_id,
         model_type="peft-lora",
-        tags={"base": manifest["base"], "base_fingerprint": manifest["base_fingerprint"]},
+        tags={"base": manifest["base"], "base_fingerprint": manifest["base_fingerprint"], "signature": _signature()},
     )
     _log_figures(client, run_id, job.student_dir, manifest, _numbers(report), model_id=model.model_id)
+    client.log_inputs(run_id, datasets=_datasets(job.student_dir))
     client.log_model_artifacts(model.model_id, str(job.student_dir / "adapter"))
     client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
     client.set_terminated(run_id)
@@ -141,11 +152,37 @@ def _log_figures(
     metrics += [Metric(key, value, 0, 0, model_id=model_id) for key, value in {**manifest["metrics"], **judged}.items()]
     for start in range(0, len(metrics), 1000):  # MLflow takes a thousand a call
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
-    params = {**manifest["settings"], "base": manifest["base"], "data_digest": manifest["data_digest"]}
+    versions = {f"version.{name}": version for name, version in manifest.get("versions", {}).items()}
+    params = {**manifest["settings"], **versions, "base": manifest["base"], "data_digest": manifest["data_digest"]}
     client.log_batch(run_id, params=[Param(key, str(value)) for key, value in params.items()])
-    for name in ("report.json", "curated/report.json", "curve.jsonl", "dvc.yaml", "dvc.lock"):
+    for name in ARTIFACTS:
         if (student_dir / name).exists():
             client.log_artifact(run_id, str(student_dir / name), artifact_path=str(Path(name).parent) if "/" in name else None)
+
+
+def _datasets(student_dir: Path) -> list[DatasetInput]:
+    """Every file the student was made from and judged on, by its digest; the run thus says which interactions it stands on."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    for context, name in DATASETS.items():
+        file = student_dir / name
+        if file.exists():
+            content = file.read_bytes()
+            dataset = Dataset(name, hashlib.sha256(content).hexdigest()[:36], "local", json.dumps({"uri": file.as_uri()}))
+            told = {"mlflow.data.context": context, "rows": str(content.count(b"\n")), "sha256": hashlib.sha256(content).hexdigest()}
+            inputs.append(DatasetInput(dataset, [InputTag(key, value) for key, value in told.items()]))
+    return inputs
+
+
+def _signature() -> str:
+    """What the model takes and gives, as MLflow writes it: a conversation in, text out."""
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import Array, ColSpec, DataType, Object, Property, Schema
+
+    turn = Object([Property("role", DataType.string), Property("content", DataType.string)])
+    signature = ModelSignature(Schema([ColSpec(Array(turn), "messages")]), Schema([ColSpec(DataType.string, "content")]))
+    return json.dumps(signature.to_dict())
 
 
 def _numbers(report: Mapping[str, Any]) -> dict[str, float]:

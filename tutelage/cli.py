@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--runs", type=int, default=2000, metavar="N", help="simulated students for each question (default 2000)")
     simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
     simulate.add_argument("--config", metavar="DIR")
+    export = _command(commands, "export", _export, "rows to train on elsewhere: a tenant's traffic, or a curated or distilled file")
+    export.add_argument("out", type=Path, metavar="FILE")
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("--tenant", metavar="NAME", help="its recorded answers, scrubbed; nothing of a tenant that opted out")
+    source.add_argument("--data", type=Path, metavar="FILE", help="a JSONL of a student's folder")
+    export.add_argument("--domain", metavar="NAME", help="only this domain of the tenant's")
+    export.add_argument("--format", choices=("jsonl", "openai", "preference", "parquet"), default="jsonl")
     _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
     _evaluations(commands)
@@ -154,6 +161,7 @@ def _tenants(commands: Any) -> None:
             )
             action.add_argument("--strategy", choices=get_args(Strategy), help="how its requests are answered")
             action.add_argument("--max-cost-usd", metavar="X", help="what one answer may cost at most; none: whatever it costs")
+            action.add_argument("--training", choices=("on", "off"), help="whether students may learn from its traffic")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
         action.set_defaults(operation="change_tenant", **({"tier": None, "limit": None, "on_disconnect": None} if status else {}))
@@ -322,6 +330,21 @@ def _simulate(arguments: argparse.Namespace) -> None:
 
     config = Home.from_environment(arguments.home).config_dir(arguments.config)
     simulate(config, seed=arguments.seed, runs=arguments.runs, report=arguments.report)
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    import tempfile
+
+    from tutelage import operations
+    from tutelage.fleet import processes
+
+    home = Home.from_environment(arguments.home)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.tenant:
+            arguments.data = Path(folder) / "interactions.jsonl"
+            operations.run(home, "lessons", arguments)
+        command = processes.python("-m", "training.export", "--data", str(arguments.data.resolve()), "--out", str(arguments.out.resolve()))
+        return processes.run_attached(home, "export", [*command, "--format", arguments.format])
 
 
 def _env(arguments: argparse.Namespace) -> None:

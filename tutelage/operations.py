@@ -29,6 +29,7 @@ from tutelage.gateway import limits, tenancy
 from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.snapshot import in_force
 from tutelage.gateway.tenancy import Maker, Scope
+from tutelage.lessons import lesson
 from tutelage.records import Key, Tenant
 from tutelage.routing import tuning
 from tutelage.settings import Home, RoutingSettings, load
@@ -38,6 +39,7 @@ from tutelage.stores.heads import HeadsExporter, HeadsFile
 
 Result = list[dict[str, Any]] | dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MOST_LESSONS = 1_000_000
 MOST_TIME = timedelta(days=36_500)
 GAP = (
     "domain", "requests", "per_day", "failure_rate", "failure_95", "escalation_rate", "escalation_95", "cost_microusd",
@@ -96,7 +98,7 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
     """Suspend or resume a tenant, move it to another tier, agree other limits, choose what is kept and what a client that leaves does."""
     tenant = await tenants.find_tenant(pool, arguments.name)
     changes: dict[str, Any] = {} if arguments.limit is None else {"limits": _limits(arguments.limit, Agreement)}
-    for column in ("status", "tier", "on_disconnect", "bodies", "strategy"):
+    for column in ("status", "tier", "on_disconnect", "bodies", "strategy", "training"):
         if getattr(arguments, column, None) is not None:
             changes[column] = getattr(arguments, column)
     if getattr(arguments, "retention_days", None) is not None:
@@ -292,6 +294,18 @@ async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> R
     return found
 
 
+async def write_lessons(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
+    """A tenant's recorded answers as rows of distillation data, in `arguments.data`. Raises InvalidRequest when it opted out."""
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    if tenant.training == "off":
+        raise InvalidRequest(f"{tenant.name} wants nothing learned from its traffic; nothing was exported")
+    rows = await interactions.read_interactions(pool, tenant.id, limit=MOST_LESSONS, for_training=True)
+    told = [lesson(row, tenant.id) for row in rows if arguments.domain in (None, row["domain"]) and not row["cache"].startswith("hit")]
+    lines = [json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in told if row is not None]
+    Path(arguments.data).write_text("".join(lines))  # noqa: ASYNC240 - nothing else runs in this process
+    return {"rows": len(lines)}
+
+
 async def list_usage(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
     return await usage.report(pool, usage.Question())
 
@@ -404,6 +418,7 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "students": list_students,
     "promotions": list_promotions,
     "gaps": list_gaps,
+    "lessons": write_lessons,
     "usage": list_usage,
     "status": status,
     "verify_audit": verify_audit,

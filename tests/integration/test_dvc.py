@@ -17,7 +17,7 @@ from tutelage.errors import ConfigInvalid
 from tutelage.settings import CHECKOUT, Home
 
 pytestmark = pytest.mark.slow
-STAGES = ["curate", "finetune", "evaluate"]
+STAGES = ["curate", "distill", "finetune", "evaluate"]
 
 
 def environment(home: Home) -> dict[str, str]:
@@ -41,9 +41,10 @@ def set_value(file: Path, key: str, value: float) -> None:
 
 
 @pytest.fixture
-def student(home: Home) -> Path:
+def student(home: Home, encoder: Path) -> Path:
     """A student's folder with 120 easy interactions, in a home whose base is tiny."""
     build_tiny_base(home.models / base.NAME)
+    (home.models / "encoder").symlink_to(encoder)
     dvc(home.students, home, "init", "--no-scm", "-q")
     folder = home.students / "acme-colours" / "v1"
     pipeline.write(folder, settings_dir=CHECKOUT / "configs")
@@ -60,8 +61,20 @@ def test_repro_runs_what_is_stale_and_nothing_else(student: Path, home: Home) ->
     report = json.loads((student / "report.json").read_text())
     assert report["accuracy"] > report["majority"]
     assert ran(dvc(student, home, "repro")) == []
+    assert json.loads(dvc(student, home, "metrics", "show", "--json"))
+    assert "reliability.csv" in dvc(student, home, "plots", "show", "--show-vega", "reliability.csv")
     set_value(student / "evaluate.yaml", "threshold", 0.9)
     assert ran(dvc(student, home, "repro")) == ["evaluate"]
+
+
+def test_another_held_out_set_makes_curation_stale(student: Path, home: Home, tmp_path: Path) -> None:
+    dvc(student, home, "repro", "curate")
+    held = tmp_path / "held.jsonl"
+    held.write_text(json.dumps({"prompt": "Which category is red number 1?", "label": "yes"}) + "\n")
+    pipeline.write(student, settings_dir=student, frozen=[held])
+    assert ran(dvc(student, home, "repro", "curate")) == ["curate"]
+    kept = (student / "curated" / "train.jsonl").read_text() + (student / "curated" / "validation.jsonl").read_text()
+    assert "red number 1?" not in kept
 
 
 def test_settings_with_a_fault_leave_the_folder_as_it_was(tmp_path: Path) -> None:

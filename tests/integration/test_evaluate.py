@@ -64,7 +64,7 @@ def test_predictions_stand_in_the_order_of_the_items(tiny: Path, yes_sayer: Path
     evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, calibration=items, predictions=out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == [json.loads(line)["prompt"] for line in items.read_text().splitlines()]
-    assert set(rows[0]) == {"prompt", "label", "answer", "score", "probability", "correct"}
+    assert set(rows[0]) == {"prompt", "label", "answer", "score", "probability", "correct", "domain"}
     assert rows[0]["correct"] is False
     assert rows[1]["correct"] is True
 

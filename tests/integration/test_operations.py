@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import getpass
+import json
 from argparse import Namespace
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached
 from tutelage.operations import OPERATIONS, add_tenant
-from tutelage.records import Key
+from tutelage.records import Interaction, Key
 from tutelage.settings import Home
-from tutelage.stores import audit, registry, tenants
+from tutelage.stores import audit, interactions, registry, tenants
 from tutelage.stores.database import Pool, open_pool
+from tutelage.stores.interactions import Recorder
 
 
 @pytest.fixture
@@ -147,3 +152,29 @@ async def test_erasing_by_hand_says_exactly_what(pool: Pool, home: Home) -> None
 
 def verify(**given: Any) -> Namespace:
     return Namespace(**{"tenant": None, "heads": None, "json": True, **given})
+
+
+async def test_a_tenant_that_opted_out_is_learned_from_by_nobody(pool: Pool, home: Home, tmp_path: Path) -> None:
+    tenant = await tenants.find_tenant(pool, "acme")
+    recorder = Recorder(pool, flush_seconds=0, batch_rows=10, deadline_seconds=5)
+    recorder.start()
+    embedding = np.ones(4, np.float32).tobytes()
+    told = {"model": "teacher", "tier": "teacher", "route": "teacher", "reason": "x", "cache": "miss", "domain": "sums"}
+    cost = {"prompt_tokens": 1, "completion_tokens": 1, "tokens_estimated": False, "cost_microusd": 1, "latency_ms": 1}
+    messages = [{"role": "user", "content": "1 + 1?"}]
+    unknown = {"given_domain": None, "confidence": None, "finish_reason": "stop", "embedding": embedding}
+    who = {"request_id": "r1", "tenant_id": tenant.id, "key_id": "k", "created_at": datetime.now(UTC), "prompt_hash": b"h"}
+    await recorder.record(Interaction(**who, messages=messages, answer="2", **told, **unknown, **cost))  # type: ignore[arg-type]
+    await recorder.stop()
+    file = tmp_path / "lessons.jsonl"
+    asked = Namespace(tenant="acme", data=file, domain=None)
+    assert await OPERATIONS["lessons"](pool, home, asked) == {"rows": 1}
+    row = json.loads(file.read_text())
+    assert row["messages"][-1] == {"role": "assistant", "content": "2"}
+    assert np.frombuffer(base64.b64decode(row["metadata"]["embedding"]), np.float16).tolist() == [1.0] * 4
+    changed = await OPERATIONS["change_tenant"](pool, home, change(training="off"))
+    assert isinstance(changed, dict) and changed["training"] == "off"
+    with pytest.raises(InvalidRequest, match="nothing learned"):
+        await OPERATIONS["lessons"](pool, home, asked)
+    assert await interactions.read_interactions(pool, tenant.id, limit=10, for_training=True) == []
+    assert len(await interactions.read_interactions(pool, tenant.id, limit=10)) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +47,10 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data_digest": "d",
         "settings": {"rank": 4, "seed": 0},
         "metrics": {"steps": 2},
+        "versions": {"torch": "2"},
     }
+    (folder / "distilled").mkdir()
+    (folder / "distilled" / "train.jsonl").write_text('{"prompt": "1+1", "label": "2"}\n')
     (folder / "adapter" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "report.json").write_text(json.dumps({"n": 40, "accuracy": 0.9, "learnable": True, "wilson95": [0.8, 0.95]}))
     (folder / "curve.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "val_accuracy": 0.5}\n')
@@ -75,7 +79,16 @@ def test_a_promoted_student_can_be_found_reviewed_and_downloaded(home: Home, stu
     assert version.tags["tenant"] == "acme"
     run = client().get_run(entry.run_id)
     assert run.data.metrics["accuracy"] == 0.9
-    assert run.data.params["rank"] == "4"
+    assert (run.data.params["rank"], run.data.params["version.torch"]) == ("4", "2")
+    [used] = run.inputs.dataset_inputs
+    data = (student / "distilled" / "train.jsonl").read_bytes()
+    assert {tag.key: tag.value for tag in used.tags} == {
+        "mlflow.data.context": "training",
+        "rows": "1",
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    [model] = client().search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{entry.run_id}'")
+    assert "messages" in json.loads(model.tags["signature"])["inputs"]
     assert [point.value for point in client().get_metric_history(entry.run_id, "curve/loss")] == [2.0, 1.0]
     folder = Path(mlflow.artifacts.download_artifacts("models:/acme-sums@champion"))
     assert adapters.digest(folder) == adapters.digest(student / "adapter")

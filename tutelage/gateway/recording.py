@@ -16,8 +16,8 @@ import orjson
 
 from tutelage.gateway import openai
 from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
-from tutelage.gateway.redaction import redact, redact_all
 from tutelage.records import Bodies, CacheState, Interaction
+from tutelage.redaction import redact, redact_all
 from tutelage.stores.interactions import Recorder
 from tutelage.stores.replies import StoredReply
 from tutelage.telemetry import Metrics, Spans

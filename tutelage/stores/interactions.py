@@ -259,14 +259,17 @@ async def add_lost(
     return (tokens, cost_microusd) if row is None else (row["tokens"], row["cost_microusd"])
 
 
-async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None) -> list[dict[str, Any]]:
+async def read_interactions(
+    pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None, for_training: bool = False
+) -> list[dict[str, Any]]:
     """The newest `limit` chat interactions of a tenant whose bodies are kept, oldest first, each with its latest feedback (`score`,
-    `label`) and its attempts."""
+    `label`) and its attempts; `for_training`: none of a tenant that opted out."""
     rows = await pool.fetch(
         """
         select i.*, f.score as feedback_score, f.label as feedback_label
         from (select interactions.*, messages, answer from interactions join bodies using (request_id)
               where interactions.tenant_id = $1 and endpoint = 'chat' and ($3::timestamptz is null or interactions.created_at >= $3)
+              and (not $4 or exists (select 1 from tenants where id = $1 and training = 'on'))
               order by interactions.created_at desc, request_id limit $2) i
         left join lateral (select score, label from feedback where request_id = i.request_id order by id desc limit 1) f on true
         order by i.created_at, i.request_id
@@ -274,6 +277,7 @@ async def read_interactions(pool: Pool, tenant_id: str, *, limit: int, since: da
         tenant_id,
         limit,
         since,
+        for_training,
     )
     tried = await pool.fetch(
         f"select request_id, {', '.join(ATTEMPT_COLUMNS)} from attempts where request_id = any($1) order by request_id, position",  # noqa: S608

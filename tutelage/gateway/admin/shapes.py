@@ -42,6 +42,7 @@ Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
 ErrorBudget = Annotated[float, Field(ge=0, le=0.5)]
 MaxCost = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(whole)]
 Share = Annotated[float, Field(gt=0, le=1)]
+Training = Literal["on", "off"]  # whether students may learn from its traffic
 
 
 # --- requests ----------------------------------------------------------------------------------------------------
@@ -60,6 +61,7 @@ class NewTenant(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy = "quality"
     max_cost_microusd: MaxCost | None = None
+    training: Training = "on"
 
 
 class TenantChange(Strict):
@@ -78,6 +80,7 @@ class TenantChange(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy | None = None
     max_cost_microusd: MaxCost | None = None
+    training: Training | None = None
 
 
 class NewKey(Strict):
@@ -190,6 +193,7 @@ class Tenant(BaseModel):
     semantic_error_budget: float | None
     strategy: Strategy
     max_cost_microusd: int | None
+    training: Training
 
 
 class PolicySettings(Strict):

@@ -29,6 +29,7 @@ async def create(call: Call) -> shapes.MadeTenant:
         semantic_error_budget=asked.semantic_error_budget,
         strategy=asked.strategy,
         max_cost_microusd=asked.max_cost_microusd,
+        training=asked.training,
     )
     tenant, made = await tenancy.create_tenant(call.pool, call.pepper, wanted, maker=call.maker, now=datetime.now(UTC))
     return shapes.MadeTenant(tenant_id=tenant.id, key_id=made.key.id, key=made.text, tenant=_shown(tenant, {}, {}))
@@ -112,6 +113,7 @@ def _shown(tenant: records.Tenant, stored: dict[str, int], students: dict[str, i
         semantic_error_budget=tenant.semantic_error_budget,
         strategy=tenant.strategy,
         max_cost_microusd=tenant.max_cost_microusd,
+        training=tenant.training,
     )
 
 

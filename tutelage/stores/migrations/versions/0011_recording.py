@@ -6,7 +6,7 @@ Revision ID: 0011
 from alembic import op
 
 revision = "0011"
-down_revision = "0009"
+down_revision = "0010"
 
 # What it does is as before. `prompt_hash` and `embedding` come as PostgreSQL's own hex text (\x…). The links of a batch are computed in
 # one pass and written in one statement; heads are locked in the order of tenants, so that workers never deadlock.

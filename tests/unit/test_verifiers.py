@@ -1,0 +1,139 @@
+"""Verifiers: what counts as right, by kind of task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fakes import FakeModelServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.errors import ConfigInvalid
+from tutelage.verifiers import KINDS, VerifierSettings, verifier
+from tutelage.verifiers.code import Limits, run_tests
+from tutelage.verifiers.judge import ModelJudge
+
+SORTED = "def sort(values):\n    return sorted(values)"
+TESTS = "assert sort([3, 1, 2]) == [1, 2, 3]"
+
+
+def right(kind: str, answer: str, label: str, **row: Any) -> bool:
+    return verifier(VerifierSettings.model_validate({"kind": kind}))(answer, label, row).right
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "label", "expected"),
+    [
+        ("exact", "Paris", "Paris", True),
+        ("exact", "paris", "Paris", False),
+        ("normalised", " paris. ", "Paris", True),
+        ("normalised", "Paris, France", "Paris", False),
+        ("numeric", "So the total is 1,234.50", "1234.5", True),
+        ("numeric", "It is 12 % of 50: 6", "6", True),
+        ("numeric", "50%", "50", False),
+        ("numeric", "none", "3", False),
+        ("numeric", "−3", "-3", True),
+        ("json_schema", '{"b": 1, "a": [2]}', '{"a": [2], "b": 1}', True),
+        ("json_schema", '```json\n{"a": 1}\n```', '{"a": 1}', True),
+        ("json_schema", "{a: 1}", '{"a": 1}', False),
+        ("reasoning_gym", "5", "5.0", True),
+    ],
+)
+def test_an_answer_is_right_by_its_kind(kind: str, answer: str, label: str, expected: bool) -> None:
+    assert right(kind, answer, label) is expected
+
+
+def test_json_is_held_to_its_schema() -> None:
+    schema = {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}
+    assert right("json_schema", '{"name": "Ada"}', "any person", schema=schema)
+    assert not right("json_schema", '{"name": 3}', "any person", schema=schema)
+
+
+def test_a_reasoning_gym_row_is_scored_by_its_task() -> None:
+    import sys
+    import types
+
+    sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
+    import reasoning_gym
+
+    entry = reasoning_gym.create_dataset("chain_sum", size=1, seed=0)[0]
+    assert right("reasoning_gym", entry["answer"], "nonsense", task="chain_sum", entry=entry)
+    assert not right("reasoning_gym", "nonsense", "nonsense", task="chain_sum", entry=entry)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, width=32))
+def test_every_number_equals_itself_written_in_a_sentence(number: float) -> None:
+    assert right("numeric", f"The answer is {number!r}", repr(number))
+
+
+@given(st.text(min_size=1), st.sampled_from([k for k in KINDS if k != "code"]))
+def test_no_answer_breaks_a_verifier(text: str, kind: str) -> None:
+    assert 0 <= verifier(VerifierSettings.model_validate({"kind": kind}))(text, "label", {}).score <= 1
+
+
+@pytest.mark.parametrize("answer", [SORTED, f"Here it is:\n```python\n{SORTED}\n```\nDone."])
+def test_code_that_passes_its_tests_is_right(answer: str) -> None:
+    verdict = run_tests(answer, TESTS, Limits())
+    assert verdict.right, verdict.reason
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def sort(values):\n    return values",
+        "raise SystemExit(0)",
+        "import os\nos._exit(0)",
+        "while True: pass",
+        "values = bytearray(2 << 30)\n" + SORTED,
+        "import socket\nsocket.socket()\n" + SORTED,
+        "import subprocess\nsubprocess.run(['true'])\n" + SORTED,
+        "import os\nos.fork()\n" + SORTED,
+        "not python at all",
+    ],
+)
+def test_code_that_fails_leaves_or_reaches_out_is_wrong(answer: str) -> None:
+    assert not run_tests(answer, TESTS, Limits(seconds=1, megabytes=256)).right
+
+
+def test_code_sees_neither_our_environment_nor_our_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "a secret")
+    assert run_tests("import os", "assert 'OPENAI_API_KEY' not in os.environ and os.listdir() == []", Limits()).right
+
+
+class Opinions(FakeModelServer):
+    """A judge with a rule: `says(a, b)` of the two answers it is shown."""
+
+    says: Any = None
+
+    async def _chat(self, request: Any) -> Any:
+        text = (await request.json())["messages"][0]["content"]
+        a, _, b = text.partition("[Answer A]\n")[2].partition("\n\n[Answer B]\n")
+        self.answer = self.says(a, b.partition("\n\nReply")[0])
+        return await super()._chat(request)
+
+
+@pytest.mark.parametrize(
+    ("says", "preference"),
+    [
+        (lambda a, b: "A" if a == "good" else "B", 1.0),
+        (lambda a, b: "A" if a == "bad" else "B", 0.0),
+        (lambda a, b: "A", 0.5),
+        (lambda a, b: "I cannot say", 0.5),
+    ],
+)
+def test_a_judge_must_hold_to_its_opinion_in_both_orders(says: Any, preference: float) -> None:
+    with Opinions() as server:
+        server.says = says
+        judge = ModelJudge(f"{server.url}/v1", "mistral-large", teacher="gpt-4o")
+        assert judge.preference("Which?", "good", "bad") == preference
+
+
+def test_a_judge_of_the_teachers_family_is_refused() -> None:
+    with pytest.raises(ConfigInvalid, match="family"):
+        ModelJudge("http://x/v1", "openai/gpt-4o-mini", teacher="gpt-4o")
+
+
+def test_a_verdict_says_what_was_compared() -> None:
+    verdict = verifier(VerifierSettings(kind="numeric"))("41", "42", {})
+    assert (verdict.right, verdict.reason) == (False, "41 against 42")
