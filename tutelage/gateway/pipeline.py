@@ -277,9 +277,9 @@ class Pipeline:
             try:
                 async for chunk in relay:
                     heard.listen(chunk)
+                return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
             except BackendFailed:
                 return outcome("error")
-            return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
 
         spoken_by = Outcome(Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0), backend.name, alone.tier, alone.route, alone.reason)
         speech = speak()
