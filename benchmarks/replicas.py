@@ -39,6 +39,7 @@ WAYS = {
     "mock-d20": "/d20",
     "mock-d150": "/d150",
     "mock-d1000": "/d1000",
+    "mock-d60000": "/d60000",
     "mock-p50": "/p50",
 }  # delays, and pauses between chunks, in ms
 

@@ -145,7 +145,8 @@ def _save_adapter(model: Any, base_dir: Path, out_dir: Path) -> str:
 class FakeModelServer:
     """An OpenAI-compatible chat server on a real port: answers every prompt with `answer`, or misbehaves as told.
 
-    `status` other than 200: every request fails with it. `break_after`: a stream is cut after that many chunks. `delay`: seconds
+    `status` other than 200: every request fails with it. `break_after`: a stream is cut after that many chunks, `tail` being the
+    last it says. `delay`: seconds
     before a reply and before each chunk. `left`: clients that hung up in mid-stream. With `logprob`, replies carry one token of
     that log-probability; `fingerprint` is their `system_fingerprint`. Enter it to start.
     """
@@ -154,6 +155,7 @@ class FakeModelServer:
         self.answer, self.logprob, self.fingerprint = answer, logprob, fingerprint
         self.status = 200
         self.break_after: int | None = None
+        self.tail = b""
         self.usage = True
         self.delay = 0.0
         self.left = 0
@@ -215,6 +217,7 @@ class FakeModelServer:
         try:
             for number, chunk in enumerate(chunks):
                 if self.break_after is not None and number >= self.break_after:
+                    yield self.tail
                     return
                 await asyncio.sleep(self.delay)
                 yield f"data: {json.dumps(chunk)}\n\n".encode()

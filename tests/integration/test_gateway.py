@@ -633,6 +633,40 @@ async def test_a_tenant_may_want_the_whole_answer_on_record_when_its_client_leav
     assert (recorded["answer"], recorded["finish_reason"]) == (running.teacher.answer, "stop")
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b"",
+        b"data: {not json\n\n",
+        b'data: {"choices": [{"index": 0, "delta": {"content": "c',
+        b'data: {"error": {"message": "overloaded"}}\n\ndata: [DONE]\n\n',
+        b"data: [DONE]\n\n",
+        b'data: {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 3}}\n\ndata: [DONE]\n\n',
+        b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n',
+    ],
+    ids=[
+        "cut",
+        "garbled",
+        "cut in an event",
+        "an error and done",
+        "done without a finish",
+        "usage without a finish",
+        "a finish without done",
+    ],
+)
+async def test_no_stream_that_failed_ends_cleanly(running: Running, tail: bytes) -> None:
+    running.teacher.answer, running.teacher.break_after, running.teacher.tail = "abcdef", 3, tail
+    with pytest.raises(openai.APIError):
+        async for _ in await running.client.chat.completions.create(**ASK, stream=True):
+            pass
+    response = await running.http.post("/v1/chat/completions", json={**ASK, "stream": True})
+    events = [json.loads(line.removeprefix("data: ")) for line in response.text.splitlines() if line]
+    assert events[-1]["error"]["code"] == "upstream_unavailable"
+    assert all(choice["finish_reason"] is None for event in events[:-1] for choice in event["choices"])
+    recorded = await until_recorded(running)
+    assert (recorded["answer"], recorded["finish_reason"]) == ("abc", "error")
+
+
 async def test_what_a_broken_stream_said_is_on_the_bill(running: Running) -> None:
     running.teacher.answer, running.teacher.break_after = "abcdef", 3
     async with running.http.stream("POST", "/v1/chat/completions", json={**ASK, "stream": True}) as response:

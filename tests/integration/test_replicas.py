@@ -138,6 +138,25 @@ async def test_all_workers_of_all_replicas_come_to_the_same_new_configuration(
     assert {version for replica in pair for version in await versions(replica.url)} == now
 
 
+# --- many at once -----------------------------------------------------------------------------------------------------------
+
+
+async def test_more_than_a_thousand_requests_at_once_are_all_answered_and_a_model_that_hangs_stalls_no_other(
+    site: Site, pair: tuple[Replica, Replica]
+) -> None:
+    """vLLM production-stack #448 and #749, through the whole gateway."""
+    party = await join(site, pair, "many", concurrent=5000)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
+        hung = [asyncio.create_task(ask(session, pair[n % 2].url, party, f"hung {n}", model="mock-d60000")) for n in range(300)]
+        await asyncio.sleep(1)
+        told = await asyncio.gather(*(ask(session, pair[n % 2].url, party, f"many {n}", model="mock-d1000") for n in range(1200)))
+        for task in hung:
+            task.cancel()
+        await asyncio.gather(*hung, return_exceptions=True)
+        assert Counter(status for status, _, _ in told) == {200: 1200}
+        assert (await ask(session, pair[0].url, party, "afterwards"))[0] == 200
+
+
 # --- a Valkey that fails ---------------------------------------------------------------------------------------------------
 
 

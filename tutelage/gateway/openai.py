@@ -101,7 +101,8 @@ class Chat:
         self.characters = sum(map(len, texts)) + 12 * len(texts)
 
 
-Text = Annotated[str, Field(min_length=1, max_length=MOST_CHARACTERS)]
+TEXT = {"type": "string", "minLength": 1, "maxLength": MOST_CHARACTERS}
+TEXTS: dict[str, Any] = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_INPUTS}]}
 
 
 class EmbeddingRequest(BaseModel):
@@ -109,9 +110,17 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
     model: str = Field(min_length=1, max_length=256)
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=MOST_INPUTS)]
+    input: str | list[str] = Field(json_schema_extra=TEXTS)
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Positive | None = None
+
+    @field_validator("input")
+    @classmethod
+    def _something(cls, given: str | list[str]) -> str | list[str]:
+        texts = given if isinstance(given, list) else [given]
+        if not 0 < len(texts) <= MOST_INPUTS or not all(0 < len(text) <= MOST_CHARACTERS for text in texts):
+            raise ValueError(f"1 to {MOST_INPUTS} texts of 1 to {MOST_CHARACTERS} characters are expected")
+        return given
 
     def texts(self) -> list[str]:
         return [self.input] if isinstance(self.input, str) else self.input

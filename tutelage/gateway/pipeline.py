@@ -310,9 +310,9 @@ class Pipeline:
             try:
                 async for chunk in relay:
                     heard.listen(chunk)
+                return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
             except BackendFailed:
                 return outcome("error")
-            return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
 
         nothing = Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0)
         spoken_by = spoken(alone, nothing, backend.name, self._dispatch.tier_of(backend.name, alone), "")

@@ -89,7 +89,8 @@ class Heard:
         return self._frame | {"choices": visible}
 
     def answer(self, backend: Backend, payload: dict[str, Any], count: Callable[[str], int], *, ended: str | None = None) -> Answer:
-        """What was heard as a whole answer; `ended` says how one ended that was cut off. Raises BackendFailed for no answer at all."""
+        """What was heard as a whole answer; `ended` says how one ended that was cut off. Raises BackendFailed for no answer at all,
+        and for one of which the model never said that it is whole."""
         choices: list[dict[str, Any]] = []
         for index, heard in sorted(self._choices.items()):
             message: dict[str, Any] = {"role": "assistant", "content": "".join(heard["content"])}
@@ -101,6 +102,8 @@ class Heard:
             choices.append({"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": ended, "logprobs": None})
         if not choices:
             raise BackendFailed(f"model {backend.name} ended its stream without an answer")
+        if any(choice["finish_reason"] is None for choice in choices):
+            raise BackendFailed(f"model {backend.name} ended its stream without a finish reason: nobody knows whether it is whole")
         body = {"choices": choices, "usage": self._usage, "system_fingerprint": self._fingerprint}
         text = "".join(choice["message"]["content"] for choice in choices)
         prompt_tokens, completion_tokens, estimated = backend.count(self._usage, payload, text)
