@@ -21,6 +21,7 @@ def test_a_folder_without_the_export_is_refused_with_the_command_that_makes_one(
 def test_importing_the_router_loads_no_heavy_library() -> None:
     program = (
         "import sys, tutelage.scoring, tutelage.routing.encoder, tutelage.routing.domains, tutelage.routing.policy;"
+        "import tutelage.routing.estimates, tutelage.routing.promises, tutelage.routing.recognition, tutelage.routing.revision;"
         "print(sorted({'torch', 'numpy', 'faiss', 'sklearn', 'scipy', 'onnxruntime'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=CHECKOUT)
