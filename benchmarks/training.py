@@ -142,7 +142,6 @@ def matmul_peak(dtype: str, *, size: int = 2048, seconds: float = 1.0) -> float:
 
 
 def _tutelage(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Precision) -> dict[str, float]:
-    cpu = time.process_time()
     manifest = finetune.finetune(
         folder / "train.jsonl",
         folder / "tutelage",
@@ -152,7 +151,7 @@ def _tutelage(folder: Path, samples: list[Sample], base_dir: Path, precision: ba
         curve=folder / "curve.jsonl",
         say=lambda line: print(line, file=sys.stderr),
     )
-    return _spent(manifest["metrics"]["seconds"], cpu)
+    return {name: manifest["metrics"][name] for name in ("seconds", "core_seconds")} | {"memory": _memory()}
 
 
 def _trl(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Precision) -> dict[str, float]:
@@ -177,6 +176,7 @@ def _trl(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Pr
         lr_scheduler_type="cosine",
         warmup_steps=RECIPE.warmup_share,
         max_grad_norm=RECIPE.clip_norm,
+        completion_only_loss=True,  # else rows that come as tokens are trained on their prompts too
         gradient_checkpointing=False,
         bf16=precision.dtype == "bfloat16",
         use_cpu=not torch.cuda.is_available(),
@@ -192,21 +192,17 @@ def _trl(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Pr
     trainer = SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
     cpu = time.process_time()
     seconds = trainer.train().metrics["train_runtime"]
-    spent = _spent(seconds, cpu)
+    spent = {"seconds": seconds, "core_seconds": time.process_time() - cpu, "memory": _memory()}
     trainer.model.save_pretrained(str(folder / "trl"))
     return spent
 
 
-def _spent(seconds: float, cpu: float) -> dict[str, float]:
-    """Wall and CPU seconds, and the most memory this process has held (bytes): of the GPU where there is one."""
+def _memory() -> float:
+    """The most bytes this process has held: of the GPU where there is one."""
     import torch
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "seconds": seconds,
-        "core_seconds": time.process_time() - cpu,
-        "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else used,
-    }
+    return float(torch.cuda.max_memory_allocated() if torch.cuda.is_available() else used)
 
 
 def _in_a_process(system: str, data: Path, base_dir: Path, threads: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    core_seconds: float = 0.0
     quiet: int = 0
     behind: int = 0
     untrained: Measure | None = None

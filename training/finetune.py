@@ -156,7 +156,7 @@ def train(
         progress.untrained = measure(student, validation, **measuring)
     probe_at = schedule.probe_step(steps, config) if validation else 0
     measure_at = schedule.measure_steps(len(steps), config.validations) | {probe_at}
-    earlier, started = progress.seconds, time.monotonic()
+    earlier, started, earlier_cores, cpu = progress.seconds, time.monotonic(), progress.core_seconds, time.process_time()
     student.model.train()
     for number, batch in enumerate(steps[progress.step :], start=progress.step + 1):
         tokens = sum(sample.tokens for sample in batch)
@@ -181,6 +181,7 @@ def train(
         due = number in measure_at or progress.quiet == QUIET_STEPS
         seen = measure(student, validation, **measuring) if validation and due else None
         progress.seconds = earlier + time.monotonic() - started
+        progress.core_seconds = earlier_cores + time.process_time() - cpu
         if accelerator.is_main_process:
             curves.note(curve, progress, loss.item(), used_rate, seen)
         if seen or number % 10 == 0:

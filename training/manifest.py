@@ -62,6 +62,7 @@ def _metrics(progress: Progress, planned: int, samples: Sequence[Sample]) -> dic
         "planned_steps": planned,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
+        "core_seconds": round(progress.core_seconds, 1),
         "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
     }
     for name, measured in (("untrained", progress.untrained), ("final", progress.final)):
