@@ -18,6 +18,7 @@ from tutelage.errors import AdapterRejected, InvalidRequest, ModelNotFound
 
 ANSWER = "blue wünder"
 CLOSE = 1e-4  # float32 sums in another order
+EXACT = base.Precision("float32", "what is compared here must not depend on the machine")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class World:
     digests: dict[str, str]
 
     def engine(self) -> Engine:
-        engine = Engine(self.base_dir, threads=1)
+        engine = Engine(self.base_dir, threads=1, precision=EXACT)
         for name, folder in self.folders.items():
             engine.load_adapter(name, folder, self.digests[name])
         return engine
@@ -95,7 +96,7 @@ def test_greedy_log_probabilities_equal_a_plain_forward(shared: Engine, world: W
     request = ask("Add the numbers: 12 and 30", name, 8)
     [answer] = shared.generate([request])
     model: Any
-    model, tokenizer = base.load(world.base_dir, quantization=base.SERVING)
+    model, tokenizer = base.load(world.base_dir, quantization=base.SERVING, precision=EXACT)
     if name:
         model = PeftModel.from_pretrained(model, world.folders[name]).eval()
     prompt = prompts.render(tokenizer, request.messages)
