@@ -75,3 +75,16 @@ def test_where_no_pair_was_ever_labelled_what_was_learned_makes_nothing_likelier
 
     far = pairs.verify(Question("red roses"), [(Question("blue whales"), 0.1)], Always(), reader=Letters(), least=0.8)[0]
     assert far.probability < 0.5
+
+
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 3)), max_size=6))
+def test_rivals_with_other_answers_make_each_less_likely_and_all_together_at_most_certain(rows: list[tuple[float, int]]) -> None:
+    stated = pairs.exclusive([p for p, _ in rows], [answer for _, answer in rows])
+    assert all(one <= p + 1e-9 for one, (p, _) in zip(stated, rows, strict=True))
+    best = {answer: max(one for one, (_, other) in zip(stated, rows, strict=True) if other == answer) for _, answer in rows}
+    assert sum(best.values()) <= 1 + 1e-9
+
+
+def test_questions_with_the_same_answer_are_no_rivals() -> None:
+    assert pairs.exclusive([0.9, 0.9], ["yes", "yes"]) == pytest.approx([0.9, 0.9])
+    assert max(pairs.exclusive([0.9, 0.9], ["yes", "no"])) < 0.5

@@ -56,7 +56,8 @@ class Near(NamedTuple):
     """A kept answer to a question that means the same. `served` or else only compared with what the model says now."""
 
     entry: Entry
-    verdict: Verdict
+    probability: float
+    traits: tuple[float, ...]
     question: str
     served: bool
     reason: str
@@ -152,28 +153,35 @@ class Semantic:
     async def _best(
         self, asked: Asked, question: Question, tenant: _Tenant, verdicts: list[tuple[Kept, Verdict]], live: Container[str]
     ) -> Near | None:
-        for kept, verdict in sorted(verdicts, key=lambda found: -found[1].probability):
-            if not verdict.same:
-                self._count(tenant, f"rejected-{verdict.difference.guard if verdict.difference else 'probability'}")
-                continue
-            entry = await self._cache.find(kept.place, live=live, counted=False)
-            if entry is None:
+        found: list[tuple[Entry, Verdict]] = []
+        for kept, verdict in verdicts:
+            if verdict.difference is not None:
+                self._count(tenant, f"rejected-{verdict.difference.guard}")
+            elif (entry := await self._cache.find(kept.place, live=live, counted=False)) is None:
                 tenant.neighbours.drop(kept.place)
                 self._count(tenant, "stale")
-                continue
-            tenant.fruitless = 0
-            allowed = tenant.allowance(self._budget(asked))
-            sure = allowed.least is not None and verdict.probability >= allowed.least
-            served = sure and self._chance() >= self._settings().semantic_shadow
-            self._count(tenant, "hit" if served else "shadow" if sure else "unsure")
-            return Near(entry, verdict, question.text, served, f"{verdict.reason}; {allowed.reason}")
-        tenant.fruitless += 1
-        return None
+            else:
+                found.append((entry, verdict))
+        stated = pairs.exclusive([verdict.probability for _, verdict in found], [kept_text(entry.body) for entry, _ in found])
+        probability = max(stated, default=0.0)
+        if probability < min(LEVELS):
+            if found:
+                self._count(tenant, "rejected-probability")
+            tenant.fruitless += 1
+            return None
+        tenant.fruitless = 0
+        entry, verdict = found[stated.index(probability)]
+        allowed = tenant.allowance(self._budget(asked))
+        sure = allowed.least is not None and probability >= allowed.least
+        served = sure and self._chance() >= self._settings().semantic_shadow
+        self._count(tenant, "hit" if served else "shadow" if sure else "unsure")
+        reason = f"the same question with probability {probability:.3f}; {allowed.reason}"
+        return Near(entry, probability, verdict.traits, question.text, served, reason)
 
     async def _compare(self, tenant_id: str, near: Near, fresh: str) -> None:
         right = await self._judge(near.question, kept_text(near.entry.body), fresh)
         self._count(self._tenant(tenant_id), "verified-right" if right else "verified-wrong")
-        await labels.add(self._pool, [PairLabel(tenant_id, near.verdict.probability, right, near.verdict.traits)])
+        await labels.add(self._pool, [PairLabel(tenant_id, near.probability, right, near.traits)])
 
     async def _agrees(self, _question: str, kept: str, fresh: str) -> bool:
         def judged() -> bool:

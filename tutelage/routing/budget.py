@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 CONFIDENCE = 0.95
 # Each has its share of the doubt. Fixed before any label is seen.
-LEVELS = (0.98, 0.95, 0.9, 0.8)
+LEVELS = (0.95, 0.9, 0.8, 0.7)
 NEWEST = 2_000  # labels that count: older ones tell of other traffic
 
 
