@@ -32,6 +32,7 @@ from tutelage.gateway.tenancy import Maker, Scope
 from tutelage.lessons import lesson
 from tutelage.records import Key, Tenant
 from tutelage.routing import tuning
+from tutelage.routing.judge import unbiased
 from tutelage.settings import Home, RoutingSettings, load
 from tutelage.stores import audit, bodies, gaps, interactions, outcomes, policies, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
@@ -200,8 +201,8 @@ async def tuned(pool: Pool, tenant: Tenant, routing: RoutingSettings, *, apply: 
     """A proposal for each cut, and the version that it became where it was applied."""
     held = (await policies.active(pool)).get(tenant.id, {"version": 0, "settings": {}})
     policy = in_force(held["version"], held["settings"], routing)
-    tries = [tuning.Try(**row) for row in await outcomes.tries(pool, tenant.id, limit=MOST_LOGGED)]
-    choices = [tuning.Choice(**row) for row in await outcomes.choices(pool, tenant.id, limit=MOST_LOGGED)]
+    tries = [tuning.Try(**_counted(row, routing)) for row in await outcomes.tries(pool, tenant.id, limit=MOST_LOGGED)]
+    choices = [tuning.Choice(**_counted(row, routing)) for row in await outcomes.choices(pool, tenant.id, limit=MOST_LOGGED)]
     proposals = [
         tuning.propose_threshold(tries, old=policy.threshold, floor=routing.explore_floor, promised_loss=routing.promised_loss),
         tuning.propose_similarity(choices, old=policy.similarity, promised_loss=routing.promised_loss),
@@ -220,6 +221,15 @@ async def tuned(pool: Pool, tenant: Tenant, routing: RoutingSettings, *, apply: 
         )
         version = row["version"]
     return [{"tenant_id": tenant.id, **asdict(proposal), "applied_as": version if proposal.changes else None} for proposal in proposals]
+
+
+def _counted(row: dict[str, Any], routing: RoutingSettings) -> dict[str, Any]:
+    """A recorded row, a judge's verdict counted by how often the judge is right."""
+    told = {name: value for name, value in row.items() if name != "judged"}
+    if not row["judged"] or routing.judge is None:
+        return told
+    rates = {"sensitivity": routing.judge.sensitivity, "specificity": routing.judge.specificity}
+    return told | {"value": unbiased(row["value"], **rates)}
 
 
 async def create_key(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:

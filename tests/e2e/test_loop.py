@@ -116,6 +116,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, encoder: Path, traffic: lis
 OVERRIDES = {
     "finetune": {"budget_tokens": 60_000, "probe_tokens": 12_000, "learning_rate": 0.01, "max_epochs": 12},
     "evolve": {"min_requests": 80},
+    "routing": {"explore": 0.0, "shadow": 0.0},  # nothing is left to chance
 }
 
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import httpx
 import pytest
 import yaml
@@ -24,7 +25,7 @@ from tutelage.gateway import keys, roles
 from tutelage.gateway.admin.installation import without_values
 from tutelage.records import Interaction, Key, Tenant
 from tutelage.settings import Home
-from tutelage.stores import audit, bodies, interactions, registry, tenants
+from tutelage.stores import audit, bodies, interactions, policies, registry, tenants
 from tutelage.stores.database import Pool
 
 ASK: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
@@ -590,3 +591,47 @@ async def test_a_chain_is_read_in_pages(running: Running) -> None:
             break
         before = seen[-1]
     assert seen == list(range(len(seen), 0, -1))
+
+
+# --- policies ----------------------------------------------------------------------------------------------------
+
+
+async def test_policies_are_listed_with_their_reasons_and_an_older_one_is_taken_up_again(running: Running) -> None:
+    assert (await running.call("acme viewer", "GET", "/tenants/acme/policies")).json()["data"] == []
+    for version, threshold in ((1, 0.9), (2, 0.8)):
+        settings, evidence = {"threshold": threshold}, {"threshold": {"requests": 500}}
+        told = {"reason": f"to {threshold}", "evidence": evidence, "actor": "test"}
+        await policies.append(running.pool, "ten_a", settings, expected=version - 1, **told)
+    back = await running.call("acme admin", "POST", "/tenants/acme/policies/revert", json={"version": 1, "reason": "complaints"})
+    assert (back.status_code, back.json()["version"], back.json()["settings"]["threshold"]) == (200, 3, 0.9)
+    listed = (await running.call("acme viewer", "GET", "/tenants/acme/policies")).json()["data"]
+    assert [(row["version"], row["reason"], row["reverts_to"]) for row in listed] == [
+        (3, "complaints", 1), (2, "to 0.8", None), (1, "to 0.9", None),
+    ]  # fmt: skip
+    assert listed[1]["evidence"]["threshold"]["requests"] == 500
+    link = (await running.call("admin", "GET", "/audit?tenant=acme&limit=1")).json()["data"][0]
+    assert (link["action"], link["detail"]["reverts_to"]) == ("policy.change", 1)
+
+
+async def test_a_version_that_never_was_is_404_and_a_policy_that_moved_is_409(running: Running) -> None:
+    unknown = await running.call("admin", "POST", "/tenants/acme/policies/revert", json={"version": 7, "reason": "x"})
+    assert unknown.status_code == 404
+    moved = await running.call("admin", "POST", "/tenants/acme/policies/revert", json={"version": 0, "reason": "x", "expected": 4})
+    assert (moved.status_code, moved.json()["error"]["code"]) == (409, "conflict")
+
+
+async def test_a_strategy_is_chosen_within_the_plan(running: Running) -> None:
+    chosen = await running.call("acme admin", "PATCH", "/tenants/acme", json={"strategy": "budget", "max_cost_microusd": 500})
+    assert (chosen.json()["strategy"], chosen.json()["max_cost_microusd"]) == ("budget", 500)
+    lifted = await running.call("acme admin", "PATCH", "/tenants/acme", json={"max_cost_microusd": None})
+    assert (lifted.json()["strategy"], lifted.json()["max_cost_microusd"]) == ("budget", None)
+    await running.call("admin", "PATCH", "/tenants/bolt", json={"tier": "free"})
+    refused = await running.call("bolt admin", "PATCH", "/tenants/bolt", json={"strategy": "parallel"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (403, "strategy")
+
+
+async def test_rows_of_policies_are_never_changed(running: Running) -> None:
+    await policies.append(running.pool, "ten_a", {}, reason="x", evidence={}, actor="test", expected=0)
+    for statement in ("update policies set reason = 'y'", "delete from policies"):
+        with pytest.raises(asyncpg.PostgresError, match="append-only"):
+            await running.pool.execute(statement)

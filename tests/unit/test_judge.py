@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.routing.judge import combine, corrected, question, read
+from tutelage.routing.judge import combine, question, read, unbiased
 from tutelage.routing.votes import agree
 from tutelage.settings import JudgeSettings
 
@@ -44,9 +44,9 @@ def test_a_share_of_verdicts_is_corrected_for_the_judges_errors() -> None:
     random = np.random.default_rng(3)
     good = random.random(20_000) < 0.6
     said = np.where(good, random.random(20_000) < 0.9, random.random(20_000) < 0.25)
-    found = corrected(int(said.sum()), len(said), sensitivity=0.9, specificity=0.75)
-    assert found.lo <= 0.6 <= found.hi
-    assert found.share == pytest.approx(0.6, abs=0.02)
+    counted = [unbiased(float(verdict), sensitivity=0.9, specificity=0.75) for verdict in said]
+    assert abs(np.mean(said) - 0.6) > 0.03
+    assert np.mean(counted) == pytest.approx(0.6, abs=0.02)
 
 
 @pytest.mark.parametrize(("family", "sensitivity"), [("OpenAI", 1.0), ("other", 0.0001)])

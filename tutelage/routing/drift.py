@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 
 from tutelage.routing.confidence import Calibrator
 
-HALF_LIFE = 100  # outcomes after which an outcome counts half
-PRIOR = 10.0  # outcomes as promised that stand against a run of bad luck
-LEAST_PROMISED = 0.5  # what was promised less has no say: it is never given, and what was given is what must hold
+HALF_LIFE = 30  # outcomes after which an outcome counts half
+PRIOR = 5.0  # outcomes as promised that stand against a run of bad luck
+LEAST_PROMISED = 0.7  # what was promised less has no say: it is never given, and what was given is what must hold
 LEAST_OUTCOMES = 10  # fewer are chance: one wrong answer is no drift
 LEAST_DOUBT = 0.5  # standard errors below the promise from which it counts as broken
-
-
-SUSPICION = 3.0  # times as many answers of a doubted student are looked at: either it is cleared soon or it is out
+SUSPICION = 5.0  # times as many answers of a doubted student are looked at: either it is cleared soon or it is out
 
 
 @dataclass(frozen=True)

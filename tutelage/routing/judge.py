@@ -1,13 +1,12 @@
 """Which of two answers is better? Questions for a judging model, its verdicts, and what a share of verdicts is worth.
 
 Judges prefer what they read first, so each pair is asked both ways round and a preference that turns with the places is a tie (Zheng et
-al. 2023). A judge errs at known rates, so a share of its verdicts is corrected for them (Rogan and Gladen 1978). It refuses to know who
+al. 2023). A judge errs at known rates, so what its verdicts count is corrected for them (Rogan and Gladen 1978). It refuses to know who
 judges, how it is called, and who wrote the answers: nothing in the question tells.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -33,15 +32,6 @@ class Verdict:
     def acceptable(self) -> bool:
         """At least as good as the other."""
         return self.verdict != "lose"
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """A share, corrected for the judge's errors, with its 95 % interval."""
-
-    share: float
-    lo: float
-    hi: float
 
 
 def question(prompt: str, first: str, second: str) -> list[dict[str, Any]]:
@@ -71,18 +61,13 @@ def combine(straight: Said | None, swapped: Said | None) -> Verdict:
     return Verdict("tie", "the judge's preference turns with the places: no preference")
 
 
-def corrected(acceptable: int, n: int, *, sensitivity: float, specificity: float) -> Corrected:
-    """The share of acceptable answers behind `acceptable` of `n` verdicts of a judge with these rates, as audited against people:
-    (p + specificity - 1) / (sensitivity + specificity - 1), within 0 and 1; the interval by the normal approximation.
+def unbiased(acceptable: float, *, sensitivity: float, specificity: float) -> float:
+    """What a verdict (1 acceptable, 0 not) of a judge with these rates counts in a mean: (v + specificity - 1) / (sensitivity + specificity
+    - 1). It may lie outside 0 and 1; the mean over many is the share that really is acceptable (Rogan and Gladen 1978).
 
-    Raises ValueError where the judge tells nothing, or without verdicts.
+    Raises ValueError where the judge tells nothing.
     """
     told = sensitivity + specificity - 1
-    if told <= 0 or not 0 <= acceptable <= n or n == 0:
-        raise ValueError(
-            f"{acceptable} of {n} verdicts of a judge with sensitivity {sensitivity} and specificity {specificity} tell nothing"
-        )
-    share = acceptable / n
-    middle, half = (share + specificity - 1) / told, 1.96 * math.sqrt(share * (1 - share) / n) / told
-    low, mid, high = (min(1.0, max(0.0, value)) for value in (middle - half, middle, middle + half))
-    return Corrected(mid, low, high)
+    if told <= 0:
+        raise ValueError(f"a judge with sensitivity {sensitivity} and specificity {specificity} tells nothing")
+    return (acceptable + specificity - 1) / told

@@ -61,15 +61,15 @@ async def newest(pool: Pool, *, limit: int) -> dict[str, list[tuple[float, float
 
 
 async def tries(pool: Pool, tenant_id: str, *, limit: int) -> list[dict[str, Any]]:
-    """The newest `limit` first tries of students that a strategy had answer, with what they turned out to be worth (None: nobody looked).
-    Users' feedback is left out: nobody knows with which probability they give it."""
+    """The newest `limit` first tries of students that a strategy had answer, with what they turned out to be worth (None: nobody looked)
+    and whether a judge said so. Users' feedback is left out: nobody knows with which probability they give it."""
     rows = await pool.fetch(
         """
-        select a.confidence, o.value, coalesce(o.observed, 1.0) as observed
+        select a.confidence, o.value, coalesce(o.observed, 1.0) as observed, coalesce(o.source = 'judge', false) as judged
         from interactions i
         join attempts a on a.request_id = i.request_id and a.position = 0 and a.confidence > 0
         left join lateral (
-            select value, observed from outcomes
+            select value, observed, source from outcomes
             where request_id = i.request_id and model = a.model and source <> 'feedback' order by id desc limit 1
         ) o on true
         where i.tenant_id = $1 and i.propensity is not null
@@ -85,10 +85,11 @@ async def choices(pool: Pool, tenant_id: str, *, limit: int) -> list[dict[str, A
     """As `tries`, of requests that one model answered alone."""
     rows = await pool.fetch(
         """
-        select i.similarity, i.tier <> 'teacher' as cheap, i.propensity, o.value, coalesce(o.observed, 1.0) as observed
+        select i.similarity, i.tier <> 'teacher' as cheap, i.propensity, o.value, coalesce(o.observed, 1.0) as observed,
+            coalesce(o.source = 'judge', false) as judged
         from interactions i
         left join lateral (
-            select value, observed from outcomes
+            select value, observed, source from outcomes
             where request_id = i.request_id and served and source <> 'feedback' order by id desc limit 1
         ) o on true
         where i.tenant_id = $1 and i.propensity < 1 and i.similarity is not null
