@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="JSONL of held-out items")
     parser.add_argument("--report", type=Path, required=True, help="JSON report to write")
     parser.add_argument("--calibration", type=Path, help="JSONL of other held-out items: fits the calibrator")
+    parser.add_argument("--canaries", type=Path, help="JSONL of items that were never exported; a missing or empty file is none")
     parser.add_argument("--predictions", type=Path, help="JSONL of every answer to write")
     parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
     parser.add_argument("--config", type=Path, help="YAML with EvaluateSettings")
@@ -87,6 +88,7 @@ def main() -> None:
         base_dir=arguments.base or base.materialise(Home.from_environment().models),
         config=settings.read(EvaluateSettings, arguments.config),
         predictions=arguments.predictions,
+        canaries=arguments.canaries,
     )
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
     arguments.report.write_text(json.dumps(report, indent=2, sort_keys=True) + "\n")
@@ -102,6 +104,7 @@ def evaluate(
     config: EvaluateSettings,
     calibration: Path | None = None,
     predictions: Path | None = None,
+    canaries: Path | None = None,
 ) -> dict[str, Any]:
     """Answer the items of `data` and return the report; writes `predictions` when asked.
 
@@ -127,9 +130,12 @@ def evaluate(
     seconds = time.perf_counter() - started
     if predictions:
         predictions.write_text("".join(json.dumps(_prediction(a, calibrator), ensure_ascii=False) + "\n" for a in answered))
+    kept_apart = examples.read(canaries) if canaries and canaries.exists() and canaries.stat().st_size and not hopeless else []
+    unseen = answer(engine, kept_apart, student=STUDENT if adapter else None, max_tokens=max_tokens, batch=config.batch)
     untrained = answer(engine, tested[: config.untrained_items], student=None, max_tokens=max_tokens, batch=config.batch) if adapter else []
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
+        "canaries": {"n": len(unseen), "correct": sum(a.correct for a in unseen)},
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),
