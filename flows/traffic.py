@@ -89,7 +89,8 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)
-        mine = [row for row in rows if row["domain"] == domain and not row["cache"].startswith("hit")]
+        # one without an embedding came while this cycle ran: the next cycle places it, and learns from it
+        mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
         lines = [(row, line) for row in mine if (line := _example(cycle, row)) is not None]
         held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
     names = {canary.key for canary in held}
