@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.students import Student
 from flows.workshop import Cycle, connected, run_stage, tell
+from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import contest
 from tutelage.evolution.promotion import Comparison, Evidence, PromotionSettings, Verdict, compared, judge
@@ -51,7 +52,7 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
     async with connected(cycle) as pool:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
         comparison = await _comparison(pool, student, report, pointer)
-        evidence = _evidence(report, manifest, comparison, _leaked(student))
+        evidence = _evidence(report, manifest, comparison, _leaked(student) or _too_good(report))
         settings = load(PromotionSettings, cycle.config_dir)
         number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
         verdict = judge(evidence, settings, needed=settings.needed(number, passed))
@@ -143,6 +144,7 @@ def card(student: Student, evidence: Evidence, verdict: Verdict) -> str:
         "at least as good as the teacher": f"{evidence.wins} of {evidence.n}",
         "mean calibrated confidence": f"{evidence.confidence:.3f}",
         "calibration error (ECE)": "not measured" if evidence.ece is None else f"{evidence.ece:.3f}",
+        "not to be believed": evidence.suspicion or "no sign of it",
         "learnable": f"{evidence.learnable}: {evidence.learnable_reason}",
     }
     head = f"## {student.name} v{student.version}\n\nDomain **{student.domain}**, from {student.requests} requests.\n\n| | |\n|---|---|\n"
@@ -227,6 +229,14 @@ def _leaked(student: Student) -> str | None:
     trained, held = (_prompts(curated / f"{name}.jsonl") for name in ("train", "test"))
     leaked = len(trained & held)
     return f"{leaked} of {len(held)} held-out prompts were trained on" if leaked else None
+
+
+def _too_good(report: dict[str, Any]) -> str | None:
+    """Held-out items far better known than canaries, which were never in any file a training could read."""
+    canaries = report["canaries"]
+    held_out = Tally(report["correct"], 0, report["n"] - report["correct"])
+    doubt = inflated(held_out, Tally(canaries["correct"], 0, canaries["n"] - canaries["correct"]))
+    return doubt.reason if doubt.alarm else None
 
 
 def _prompts(file: Path) -> set[str]:

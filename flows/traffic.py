@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.workshop import Cycle, connected, tell
+from tutelage.evolution.canaries import Canary, blocked, drawn, key_of, rotate
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.gaps import EvolveSettings, Gap, measure
 from tutelage.lessons import lesson
 from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
 from tutelage.settings import load
+from tutelage.stores import canaries as stored
 from tutelage.stores import gaps as ledger
 from tutelage.stores import interactions, registry
 
@@ -80,18 +83,47 @@ async def detect_gaps(cycle: Cycle) -> list[Gap]:
 
 
 async def export(cycle: Cycle, domain: str, target: Path) -> int:
-    """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds."""
+    """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds.
+
+    Canaries go to `canaries.jsonl` beside it, which only evaluation reads; what is one, could become one or is almost one is left out.
+    """
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows, for_training=True)
-    mine = [row for row in rows if row["domain"] == domain and not row["cache"].startswith("hit")]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("w") as file:
-        for row in mine:
-            line = lesson(row, cycle.tenant_id)
-            if line is not None:
-                file.write(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n")
+        # one without an embedding came while this cycle ran: the next cycle places it, and learns from it
+        mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
+        lines = [(row, line) for row in mine if (line := lesson(row, cycle.tenant_id)) is not None]
+        held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
+    names = {canary.key for canary in held}
+    keys = [key_of(_prompt(row["messages"])) for row, _ in lines]
+    near = blocked(keys, _vectors([row for row, _ in lines]), held, similar=settings.canary_similarity)
+    _write(target, [line for (_, line), key, close in zip(lines, keys, near, strict=True) if not close and not drawn(key)])
+    canaries = {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
+    _write(target.with_name("canaries.jsonl"), list(canaries.values()))
     return len(mine)
+
+
+async def _canaries(pool: Any, cycle: Cycle, domain: str, rows: Sequence[dict[str, Any]], settings: EvolveSettings) -> list[Canary]:
+    """The domain's canaries of this quarter, kept."""
+    today = datetime.now(UTC)
+    quarter = today.year * 4 + (today.month - 1) // 3
+    found = {key_of(_prompt(row["messages"])): vector for row, vector in zip(rows, _vectors(rows), strict=True)}
+    candidates = [Canary(key, vector, quarter) for key, vector in found.items() if drawn(key)]
+    held = rotate(await stored.read(pool, cycle.tenant_id, domain), candidates, size=settings.canaries, quarter=quarter)
+    await stored.keep(pool, cycle.tenant_id, domain, held)
+    return held
+
+
+def _vectors(rows: Sequence[dict[str, Any]]) -> Any:
+    """Their embeddings, shape [rows, dimensions]; find_domains has set them all."""
+    import numpy as np
+
+    return np.stack([np.frombuffer(row["embedding"], "f4") for row in rows]) if rows else np.zeros((0, 0), "f4")
+
+
+def _write(target: Path, lines: Sequence[dict[str, Any]]) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("".join(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines))
 
 
 def recalled(rows: Sequence[dict[str, Any]], *, most: int = 200) -> dict[str, Tally]:

@@ -87,6 +87,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, help="JSONL of other held-out items: fits the calibrator")
     parser.add_argument("--train", type=Path, help="JSONL that was trained on: for the baselines that look answers up in it")
     parser.add_argument("--against", type=Path, help="predictions of another model on these items: for the change in each domain")
+    parser.add_argument("--canaries", type=Path, help="JSONL of items that were never exported; a missing or empty file is none")
     parser.add_argument("--predictions", type=Path, help="JSONL of every answer to write")
     parser.add_argument("--base", type=Path, help="base model folder (default: the packaged one, under TUTELAGE_HOME)")
     parser.add_argument("--config", type=Path, help="YAML with EvaluateSettings")
@@ -101,6 +102,7 @@ def main() -> None:
         predictions=arguments.predictions,
         train=arguments.train,
         against=arguments.against,
+        canaries=arguments.canaries,
     )
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
     _write_reliability(report["reliability"], arguments.report.with_name("reliability.csv"))
@@ -119,6 +121,7 @@ def evaluate(
     predictions: Path | None = None,
     train: Path | None = None,
     against: Path | None = None,
+    canaries: Path | None = None,
 ) -> dict[str, Any]:
     """Answer the items of `data` and return the report; writes `predictions` when asked.
 
@@ -147,8 +150,11 @@ def evaluate(
         predictions.write_text("".join(json.dumps(_prediction(a, calibrator), ensure_ascii=False) + "\n" for a in answered))
     untrained = ask(tested[: config.untrained_items], student=None) if adapter else []
     learned = examples.read(train) if train else []
+    kept_apart = examples.read(canaries) if canaries and canaries.exists() and canaries.stat().st_size and not hopeless else []
+    unseen = ask(kept_apart, student=STUDENT if adapter else None)
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
+        "canaries": {"n": len(unseen), "correct": sum(a.correct for a in unseen)},
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),

@@ -6,7 +6,6 @@ Reads only. It refuses to know how a version was trained; it follows what record
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -60,5 +59,5 @@ async def trace(pool: Pool, request_id: str) -> dict[str, Any]:
         "complete": dataset.whole and manifest.get("adapter_digest") == version["digest"],
         "reason": dataset.reason,
         "tenants": dict(Counter(sample.tenant_id for sample in dataset.samples)),
-        "samples": [asdict(sample) for sample in dataset.samples],
+        "samples": [sample._asdict() for sample in dataset.samples],
     }

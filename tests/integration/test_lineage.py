@@ -108,7 +108,7 @@ async def test_an_answer_is_followed_to_the_requests_it_was_learned_from_in_a_te
     await answer(pool, "r1", ACME)
     await operate(pool, home, "lineage", request_id="r1")
     fastest = 1.0
-    for _ in range(3):
+    for _ in range(10):  # the machine may be busy with other tests
         started = time.perf_counter()
         told = await operate(pool, home, "lineage", request_id="r1")
         fastest = min(fastest, time.perf_counter() - started)

@@ -196,3 +196,20 @@ async def test_a_crash_between_the_ledger_and_what_follows_is_finished_by_the_ne
 
     assert await evidence.rollouts(pool) == []
     assert {row["version"]: row["status"] for row in await registry.list_versions(pool)}[2] == "ta"
+
+
+async def test_a_challenger_answers_its_share_of_the_requests_and_in_shadow_none(pool: Pool) -> None:
+    await challenge(pool)
+    prompts = [number.to_bytes(8) for number in range(400)]
+
+    async def by_challenger() -> int:
+        view = (await snapshot.read(pool, threshold=0.85)).view(TENANT.id)
+        served = [view.serving(view.students[0], prompt) for prompt in prompts]
+        assert {(student.version, adapter) for student, adapter in served} <= {(1, "acme-sums.v1"), (2, "acme-sums.v2")}
+        assert ("student:acme-sums:d2" in view.lineages) == bool(view.challengers["sums"].percent)
+        return sum(student.version == 2 for student, _ in served)
+
+    assert await by_challenger() == 0
+    (rollout,) = await evidence.rollouts(pool)
+    await evidence.move_rollout(pool, rollout, percent=50)
+    assert 150 < await by_challenger() < 250

@@ -12,6 +12,7 @@ from typing import Any
 
 from tutelage.evolution.evidence import Tally
 
+SLICE = 2  # of a hundred prompts are canaries or may become ones: drawn by hash, so no cycle ever trains on them
 DOUBT = 1e-3  # a chance this small, or smaller, of so large a difference is no chance
 
 
@@ -45,6 +46,16 @@ class Canary:
     key: bytes
     embedding: Any
     quarter: int
+
+
+def key_of(prompt: str) -> bytes:
+    """What a canary is known by: it tells nothing of the prompt to whom has only the key."""
+    return hashlib.sha256(" ".join(prompt.casefold().split()).encode()).digest()
+
+
+def drawn(key: bytes) -> bool:
+    """Whether a prompt is of the slice that canaries are taken from, and so is never trained on: now and in every later cycle."""
+    return int.from_bytes(key[:8]) % 100 < SLICE
 
 
 def rotate(held: Sequence[Canary], candidates: Sequence[Canary], *, size: int, quarter: int, share: float = 0.2) -> list[Canary]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -18,9 +18,8 @@ SHAPING = ("train", "validation")  # the splits that shape the weights; the othe
 SPLITS = (*SHAPING, "calibration", "test")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One example and where it came from; `key` is the SHA-256 of its messages."""
+class Sample(NamedTuple):
+    """One example and where it came from; `key` is the SHA-256 of its line."""
 
     key: str
     split: str
@@ -85,8 +84,9 @@ def _samples(folder: Path, split: str) -> Iterator[Sample]:
     for line in file.read_bytes().splitlines() if file.exists() else ():
         row = orjson.loads(line)
         told = row.get("metadata") or {}
-        key = hashlib.sha256(orjson.dumps(row["messages"], option=orjson.OPT_SORT_KEYS)).hexdigest()
-        yield Sample(key, split, told.get("request_id"), told.get("tenant"), told.get("teacher"), told.get("provenance"))
+        yield Sample(
+            hashlib.sha256(line).hexdigest(), split, told.get("request_id"), told.get("tenant"), told.get("teacher"), told.get("provenance")
+        )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
