@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from training import examples
 from training.examples import Example
+from training.targets import tokenizer_hash
 from tutelage.errors import ConfigInvalid, EngineFailed
 from tutelage.scoring import matches
 from tutelage.settings import Strict
@@ -97,12 +98,6 @@ class Vocabulary:
         if token.startswith("token_id:"):
             return int(token.removeprefix("token_id:"))
         return self.ids.get(token)
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """Sha256 (hex) of every token with its id, in order of ids."""
-    ordered = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return hashlib.sha256(json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
 def stored(rows: Sequence[Example], file: Path, vocabulary: Vocabulary | None) -> list[Told]:

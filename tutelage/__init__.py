@@ -6,15 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tutelage.api import APIGateway, DistributedOrchestrator, MultiTenantManager, Request, Response
+    from tutelage.distillation import DistillationConfig, KnowledgeDistillation
 
 __version__ = "0.1.0"
-__all__ = ["APIGateway", "DistributedOrchestrator", "MultiTenantManager", "Request", "Response"]
+__all__ = [
+    "APIGateway",
+    "DistillationConfig",
+    "DistributedOrchestrator",
+    "KnowledgeDistillation",
+    "MultiTenantManager",
+    "Request",
+    "Response",
+]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first asked for: the command line must not pay for the gateway."""
     if name not in __all__:
         raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
-    from tutelage import api
+    from tutelage import api, distillation
 
-    return getattr(api, name)
+    return getattr(distillation if hasattr(distillation, name) else api, name)

@@ -154,14 +154,13 @@ class KnowledgeDistillation:
             "distill": {"strategy": config.distillation_strategy},
             "finetune": {
                 "strategy": config.distillation_strategy, "distill_temperature": config.temperature, "distill_alpha": config.alpha,
-                "step_examples": config.batch_size, "max_epochs": config.num_epochs,
+                "step_examples": config.batch_size, "max_epochs": config.num_epochs, "budget_tokens": None,
             },
             "evaluate": {},
         }  # fmt: skip
         for stage, values in own.items():
             shipped = yaml.safe_load((CHECKOUT / "configs" / f"{stage}.yaml").read_text())
-            known = {name: value for name, value in values.items() if name in shipped}
-            chosen = {**shipped, **known, **self.config.stages.get(stage, {})}
+            chosen = {**shipped, **values, **self.config.stages.get(stage, {})}
             (folder / f"{stage}.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
 
     def _stage(self, stage: str, folder: Path, *arguments: str) -> None:
