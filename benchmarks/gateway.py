@@ -7,6 +7,7 @@ bootstrap intervals, and latency is what the gateway adds to a direct call of th
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import platform
@@ -16,7 +17,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,10 @@ from rich.progress import Progress
 
 from benchmarks import systems
 from benchmarks.systems import NotInstalled, Running
+from tutelage.records import Interaction
 from tutelage.settings import CHECKOUT
+from tutelage.stores.database import open_pool
+from tutelage.stores.interactions import RECORD, as_json
 
 PROMPT = "marker-############ Say forty two, please, and nothing else."
 CONCURRENCY = (1, 16, 64)
@@ -109,7 +115,10 @@ def whole_machine(arguments: argparse.Namespace, folder: Path, console: Console)
     if arguments.only and OURS not in arguments.only:
         return []
     console.print("cached answers on the whole machine")
-    with systems.mock(folder) as upstream, systems.tutelage(folder, upstream, name="whole", workers=2, cores=systems.CORES) as target:
+    with (
+        systems.mock(folder) as upstream,
+        systems.tutelage(folder, upstream, name="whole", workers=2, cores=systems.CORES, semantic_cache=False) as target,
+    ):
         systems.pin(0, systems.CORES)
         try:
             load(target, connections=4, seconds=1, unique=False)
@@ -119,26 +128,51 @@ def whole_machine(arguments: argparse.Namespace, folder: Path, console: Console)
 
 
 def _long(arguments: argparse.Namespace, running: Sequence[Running], console: Console) -> dict[str, Any]:
-    """What takes minutes: an open loop at 100 requests a second on a model of 150 ms, and memory over time."""
-    extra: dict[str, Any] = {}
+    """What takes minutes: an open loop at 100 requests a second on a model of 150 ms, and the gateway's memory meanwhile."""
     ours = next((r for r in running if r.name == OURS), None)
-    if ours is not None and arguments.open_minutes:
-        console.print(f"100 requests a second for {arguments.open_minutes:g} minutes on a model that takes 150 ms")
-        extra["open_loop"] = load(ours, seconds=60 * arguments.open_minutes, rate=100, model="mock-d150") | {"rate": 100}
-    if ours is not None and arguments.soak_minutes:
-        console.print(f"{arguments.soak_minutes:g} minutes of load, memory every half minute")
-        points = []
-        for step in range(int(arguments.soak_minutes * 2) + 1):
-            points.append([step / 2, ours.memory_mb()])
-            if step < arguments.soak_minutes * 2:
-                load(ours, connections=16, seconds=28)
-        minutes, sizes = np.array(points).T
-        # the first minute fills caches
-        extra["soak"] = {
-            "mb_by_minute": points,
-            "mb_per_hour": float(np.polyfit(minutes[2:], sizes[2:], 1)[0] * 60) if len(points) > 3 else None,
-        }
-    return extra
+    if ours is None:
+        return {}
+    extra: dict[str, Any] = {"commit": asyncio.run(commit_wait(ours))}
+    if not arguments.open_minutes:
+        return extra
+    console.print(f"100 requests a second for {arguments.open_minutes:g} minutes on a model that takes 150 ms")
+    points: list[tuple[float, float]] = []
+    with ThreadPoolExecutor(1) as beside:
+        began = time.monotonic()
+        loading = beside.submit(load, ours, seconds=60 * arguments.open_minutes, rate=100, model="mock-d150")
+        while not loading.done():
+            points.append(((time.monotonic() - began) / 60, ours.memory_mb()))
+            wait([loading], timeout=15)
+    minutes, sizes = np.array(points).T
+    later = minutes >= 1  # the first minute fills caches
+    slope = float(np.polyfit(minutes[later], sizes[later], 1)[0] * 60) if later.sum() > 3 else None
+    return extra | {"open_loop": loading.result() | {"rate": 100}, "memory": {"mb_by_minute": points, "mb_per_hour": slope}}
+
+
+async def commit_wait(target: Running, times: int = 300) -> dict[str, float]:
+    """Milliseconds that one interaction takes to be durable by itself: what a request at c=1 waits for its record."""
+    pool = await open_pool(target.database_url, size=1)
+    try:
+        row = await pool.fetchrow("select id as key_id, tenant_id from keys where tenant_id is not null limit 1")
+        assert row is not None
+        took = []
+        for number in range(times):
+            batch = as_json([_interaction(number, row["tenant_id"], row["key_id"])])
+            began = time.perf_counter()
+            await pool.execute(RECORD, batch)
+            took.append(1000 * (time.perf_counter() - began))
+        return dict(zip(("p50_ms", "p95_ms"), map(float, np.percentile(took, [50, 95])), strict=True))
+    finally:
+        await pool.close()
+
+
+def _interaction(number: int, tenant_id: str, key_id: str) -> Interaction:
+    return Interaction(
+        request_id=f"chatcmpl-bench-{time.time_ns()}-{number}", tenant_id=tenant_id, key_id=key_id, created_at=datetime.now(UTC),
+        messages=[{"role": "user", "content": PROMPT}], prompt_hash=b"-" * 32, answer="forty two", model="mock", tier="teacher",
+        route="always-teacher", reason="measured", cache="miss", domain=None, given_domain=None, confidence=None, finish_reason="stop",
+        prompt_tokens=10, completion_tokens=2, tokens_estimated=False, cost_microusd=45, latency_ms=3,
+    )  # fmt: skip
 
 
 def figures(rounds: Rounds) -> dict[str, Any]:
@@ -199,7 +233,7 @@ def table(report: dict[str, Any]) -> str:
         rps, p95 = interval([r["rps"] for r in whole]), interval([r["p95_ms"] for r in whole])
         errors = sum(sum(r["errors"].values()) for r in whole)
         told.append(f"- cached, two workers on the whole machine, c=128: {_cell(rps)} requests/s, p95 {_cell(p95)} ms, {errors} errors")
-    for key in ("open_loop", "soak"):
+    for key in ("commit", "open_loop", "memory"):
         if key in report:
             told.append(f"- {key}: {json.dumps({k: v for k, v in report[key].items() if k != 'mb_by_minute'})}")
     told += [f"- {name}: not measured, {why}" for name, why in report["absent"].items()]
@@ -226,9 +260,9 @@ def plots(report: dict[str, Any], folder: Path) -> None:
     right.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(folder / "gateways.svg")
-    if "soak" in report:
+    if "memory" in report:
         figure, axes = plt.subplots(figsize=(6, 3))
-        axes.plot(*np.array(report["soak"]["mb_by_minute"]).T)
+        axes.plot(*np.array(report["memory"]["mb_by_minute"]).T)
         axes.set(xlabel="minutes under load", ylabel="MB", ylim=(0, None))
         figure.tight_layout()
         figure.savefig(folder / "memory.svg")
@@ -255,8 +289,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement")
     parser.add_argument("--only", nargs="+", metavar="SYSTEM", help="such as tutelage-governed tensorzero (default: all)")
     parser.add_argument("--quick", action="store_true", help="one round of two seconds")
-    parser.add_argument("--open-minutes", type=float, default=0, help="then 100 requests a second, open loop, for so long")
-    parser.add_argument("--soak-minutes", type=float, default=0, help="then load and look at memory for so long")
+    parser.add_argument("--open-minutes", type=float, default=0, help="then 100 requests a second, open loop, and memory meanwhile")
     parser.add_argument("--out", type=Path, default=Path("benchmark-report"))
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/tutelage-benchmarks", help="where peers are installed")
     arguments = parser.parse_args()

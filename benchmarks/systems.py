@@ -52,6 +52,7 @@ class Running:
     version: str
     settings: str
     pids: list[int] = field(default_factory=list)
+    database_url: str = ""
 
     def memory_mb(self) -> float:
         """Proportional set size of the gateway's processes."""
@@ -152,6 +153,7 @@ def tutelage(
                 "this checkout",
                 told,
                 [pid],
+                started.database_url,
             )
     finally:
         engines.stop(home)
@@ -262,7 +264,8 @@ def tensorzero(folder: Path, upstream: str, cache: Path) -> Iterator[Running]:
 def starters(cache: Path) -> dict[str, Callable[[Path, str], Any]]:
     """Every system by its name."""
     return {
-        "tutelage-governed": lambda folder, upstream: tutelage(folder, upstream, name="governed"),
+        # what is like is not looked for: every prompt of the load differs in a number only, and no peer does it
+        "tutelage-governed": lambda folder, upstream: tutelage(folder, upstream, name="governed", semantic_cache=False),
         "tutelage-bare": lambda folder, upstream: tutelage(folder, upstream, name="bare", bare=True),
         "passthrough": passthrough,
         "litellm": lambda folder, upstream: litellm(folder, upstream, cache),
