@@ -194,7 +194,8 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             await part.start()
         for part in (watcher, idempotency, state.configuration, *background):
             opened.push_async_callback(part.stop)
-        gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
+        if setup.own_process:
+            gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
         yield
 
 
