@@ -58,7 +58,7 @@ def database(home: Home) -> Iterator[str]:
     try:
         yield url
     finally:
-        if not was_running and processes.find(home, "serve") is None:
+        if not was_running and engines.running_database(home) and processes.find(home, "serve") is None:
             engines.stop(home)
 
 
