@@ -20,6 +20,11 @@ def test_the_most_able_model_is_asked_and_of_equals_the_cheapest() -> None:
     assert most_able([*ALL, Offer("bargain", 0.90, 2.0)]).model == "bargain"
 
 
+@pytest.mark.parametrize(("margin", "model"), [(0.04, "dear"), (0.06, "middle")])
+def test_a_favourite_stays_unless_another_is_better_by_more_than_the_margin(margin: float, model: str) -> None:
+    assert most_able(ALL, favourite="middle", margin=margin).model == model
+
+
 @pytest.mark.parametrize(("slack", "model"), [(-1.0, "dear"), (0.04, "dear"), (0.06, "middle"), (0.25, "cheap")])
 def test_the_cheapest_model_within_the_slack_is_asked(slack: float, model: str) -> None:
     assert cheapest_within(ALL, reference="dear", slack=slack).model == model

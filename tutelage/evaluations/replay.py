@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 BOOTSTRAPS = 500
 CANDIDATES = 100  # slacks that are tested for a promise
+MARGINS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.08, 0.12, 0.2)  # by which another model must be better than a domain's best
 PRIOR_ROWS = 5  # rows of all domains that stand behind a domain's mean in the baseline by domain
 RESAMPLES, RESAMPLE_ROWS = 100, 1000  # of a promise's check
 POLICIES = ("expected", "quality", "budget")
@@ -67,6 +68,7 @@ class Plan:
     by_length: tuple[np.ndarray, np.ndarray]  # upper ends of tenths of length, best model of each
     slack: float | None
     price: float
+    margin: float
     promise: str
 
 
@@ -137,12 +139,13 @@ def _decide(
     offers = [selection.Offer(*offer) for offer in zip(names, probabilities, costs, strict=True)]
     best = int(np.argmax(plan.means))
     prior = plan.by_domain.get(domain, plan.means)
-    chosen = {"expected": selection.most_able(offers).model}
+    favourite = names[int(np.argmax(prior))]
+    chosen = {"expected": selection.most_able(offers, favourite=favourite, margin=plan.margin).model}
     if plan.costs is not None:
         within = selection.cheapest_within(offers, reference=names[best], slack=plan.slack) if plan.slack is not None else None
         chosen |= {"quality": within.model if within else names[best], "budget": selection.best_value(offers, price=plan.price).model}
     tenth = min(int(np.searchsorted(plan.by_length[0], len(prompt))), len(plan.by_length[1]) - 1)
-    chosen |= {"best-single": names[best], "best-per-domain": names[int(np.argmax(prior))], "length": names[int(plan.by_length[1][tenth])]}
+    chosen |= {"best-single": names[best], "best-per-domain": favourite, "length": names[int(plan.by_length[1][tenth])]}
     chosen |= {f"always-{name}": name for name in names}
     for policy, name in chosen.items():
         routes.chosen.setdefault(policy, np.zeros(n, dtype=np.int64))[row] = names.index(name)
@@ -169,7 +172,22 @@ def _learn(log: Log, embeddings: np.ndarray, rows: np.ndarray, settings: ReplayS
         slack, promise = _slack(fitted.held_out, scores, costs, settings.promise)
         price = _price(fitted.held_out, costs, settings.max_cost)
     by_domain = {name: _shrunk(scores[np.array([d == name for d in domains])], means) for name in set(domains)}
-    return Plan(fitted.model, costs, means, by_domain, _by_length(prompts, scores), slack, price, promise)
+    favourites = np.array([int(np.argmax(by_domain[domain])) for domain in domains])
+    margin = _margin(fitted.held_out, scores, favourites)
+    return Plan(fitted.model, costs, means, by_domain, _by_length(prompts, scores), slack, price, margin, promise)
+
+
+def _margin(held_out: np.ndarray, scores: np.ndarray, favourites: np.ndarray) -> float:
+    """The margin of highest quality on the fit rows' held-out estimates."""
+    import numpy as np
+
+    rows = np.flatnonzero(~np.isnan(held_out).any(axis=1))
+    if not len(rows):
+        return 0.0
+    found, kept = held_out[rows], favourites[rows]
+    best = found.argmax(axis=1)
+    lead = found.max(axis=1) - found[np.arange(len(rows)), kept]
+    return max(MARGINS, key=lambda margin: float(scores[rows, np.where(lead > margin, best, kept)].mean()))
 
 
 def _slack(held_out: np.ndarray, scores: np.ndarray, costs: np.ndarray, settings: PromiseSettings) -> tuple[float | None, str]:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 FORMAT = 1
-# A prompt says far less than an answer does: with a thousand outcomes the steps of an isotonic curve are still noise (GSM8K, MMLU).
-ISOTONIC_LABELS = 2000
+# A prompt says far less than an answer does: with some thousand outcomes the steps of an isotonic curve are still noise (GSM8K, MMLU).
+ISOTONIC_LABELS = 10_000
 BLOCKS = ("embedding", "words", "letters", "surface", "domain", "near")
 LENS = ("words", "letters", "centre", "scale", "directions", "phases", "near")
 

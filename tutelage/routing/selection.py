@@ -26,9 +26,15 @@ class Selection:
     reason: str
 
 
-def most_able(offers: Sequence[Offer]) -> Selection:
-    """The highest expected quality; of equals the cheapest, then the first by name. Raises ValueError without an offer."""
+def most_able(offers: Sequence[Offer], *, favourite: str | None = None, margin: float = 0.0) -> Selection:
+    """The highest expected quality; of equals the cheapest, then the first by name. Raises ValueError without an offer.
+
+    A `favourite` stays unless another is better by more than `margin`: the best of many estimates is partly the luckiest.
+    """
     best = min(_some(offers), key=lambda offer: (-offer.probability, offer.cost, offer.model))
+    known = next((offer for offer in offers if offer.model == favourite), best)
+    if best.probability - known.probability <= margin and known is not best:
+        return Selection(known.model, f"{best.model} is better than {known.model} by no more than {margin:.2f}")
     return Selection(best.model, f"{best.model} has the highest expected quality, {best.probability:.2f}")
 
 
