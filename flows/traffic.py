@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -22,8 +23,8 @@ from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
 from tutelage.settings import load
 from tutelage.stores import canaries as stored
+from tutelage.stores import estimates, interactions, registry
 from tutelage.stores import gaps as ledger
-from tutelage.stores import interactions, registry
 
 SEED = 0
 SHOWN = (
@@ -80,6 +81,31 @@ async def detect_gaps(cycle: Cycle) -> list[Gap]:
     for gap in gaps:
         tell("gaps", f"{gap.domain}: {gap.decision}, {gap.reason}")
     return gaps
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
+async def learn_estimates(cycle: Cycle) -> int:
+    """Learn from outcomes how well each configured model answers which prompt, for gateways to ask before a call; from how many prompts."""
+    import numpy as np
+
+    from tutelage.routing.confidence import MIN_LABELS
+    from tutelage.routing.estimates import fit
+
+    settings = load(EvolveSettings, cycle.config_dir)
+    async with connected(cycle) as pool:
+        rows = await estimates.judged(pool, cycle.tenant_id, limit=settings.window_rows)
+        if len(rows) < MIN_LABELS:
+            return 0
+        models = sorted({model for row in rows for model in row["values"]})
+        outcomes = {model: [row["values"].get(model) for row in rows] for model in models}
+        vectors = np.stack([np.frombuffer(row["embedding"], "f4") for row in rows])
+        fitted = fit([_prompt(row["messages"]) for row in rows], vectors, [row["domain"] for row in rows], outcomes, seed=SEED)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "estimates.safetensors"
+            fitted.model.save(path)
+            await estimates.keep(pool, cycle.tenant_id, path.read_bytes())
+    tell("estimates", f"of {', '.join(models)} from {len(rows)} judged prompts")
+    return len(rows)
 
 
 async def export(cycle: Cycle, domain: str, target: Path) -> int:

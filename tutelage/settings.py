@@ -122,6 +122,7 @@ class GatewaySettings(Strict):
     configuration_seconds: float = Field(default=1.0, gt=0)
     gauge_seconds: float = Field(default=1.0, gt=0)
     storage_seconds: float = Field(default=5.0, gt=0)
+    estimates_seconds: float = Field(default=5.0, gt=0)
     heads_seconds: float = Field(default=60.0, gt=0)
     sweep_seconds: float = Field(default=600.0, gt=0)
     bare: bool = False  # for measuring only: nothing is limited, cached or recorded

@@ -15,6 +15,8 @@ import yaml
 from fakes import FakeModelServer
 from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
 
+from flows.traffic import learn_estimates
+from flows.workshop import Cycle
 from tutelage.fleet import engines
 from tutelage.gateway.limits import strategies
 from tutelage.gateway.tenancy import Maker, revert_policy
@@ -23,7 +25,7 @@ from tutelage.records import Outcome
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
 from tutelage.settings import Home, RoutingSettings
-from tutelage.stores import evidence, outcomes, policies, registry, tenants
+from tutelage.stores import bodies, evidence, outcomes, policies, registry, tenants
 
 OTHER: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": COLOURS[0]}]}
 
@@ -65,7 +67,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     home.models.joinpath("encoder").symlink_to(encoder)
     cheap = entry(small, "small", tier="ta") | {"price": {"input_per_mtok": 0.1, "output_per_mtok": 0.4}}
-    config = configure(home.folder("config"), [entry(teacher), cheap])
+    config = configure(home.folder("config"), [entry(teacher), cheap], estimates_seconds=0.05)
     (config / "routing.yaml").write_text(yaml.safe_dump(routing))
     async with serving(home, config, servers, database_url, student.url) as app:
         made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
@@ -414,3 +416,28 @@ async def test_a_challenger_in_shadow_is_asked_beside_the_champion_and_never_giv
     assert response.headers["x-tutelage-tier"] == "ta"
     assert await attempts(running) == [(0, "digest-1", True), (1, "digest-2", False)]
     assert [row["endpoint"] for row in await rows(running)] == ["chat", "shadow"]
+
+
+# --- what cycles learn of models -----------------------------------------------------------------------------------------
+
+
+async def test_a_cycle_learns_from_outcomes_which_model_is_good_enough_and_gateways_ask_it(
+    running: Running, home: Home, encoder: Path, database_url: str
+) -> None:
+    await promote(running, encoder)
+    for text in SUMS[:30]:
+        await ask(running, {"model": "small", "messages": [{"role": "user", "content": text}]})
+    found = [row["request_id"] for row in await rows(running)]
+    facts = {"model": "small", "digest": None, "domain": "sums", "score": None, "confidence": None, "served": True, "observed": 1.0}
+    told = [Outcome(running.tenant_id, request_id, value=1.0, source="judge", **facts) for request_id in found]
+    await outcomes.add(running.pool, told)
+    before = await ask(running, strategy="direct")
+
+    cycle = Cycle("c2", running.tenant_id, "acme", home.root, home.root / "config", database_url)
+    assert await learn_estimates.fn(cycle) == 30
+    await until(lambda: running.tenant_id in running.app.state.estimators)
+    after = await ask(running, OTHER | {"messages": [{"role": "user", "content": SUMS[31]}]}, strategy="direct")
+    assert (before.headers["x-tutelage-model"], after.headers["x-tutelage-model"]) == ("acme-sums", "small")
+
+    await bodies.erase(running.pool, running.tenant_id, actor="test")
+    await until(lambda: running.tenant_id not in running.app.state.estimators)

@@ -30,6 +30,7 @@ from tutelage.gateway.configuration import Configuration, ConfigurationWatcher
 from tutelage.gateway.dispatch import Dispatch
 from tutelage.gateway.draining import Draining
 from tutelage.gateway.embeddings import Embeddings
+from tutelage.gateway.estimators import Estimators
 from tutelage.gateway.gauges import Gauges
 from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.judging import Judging
@@ -183,6 +184,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         background = (
             Gauges(state, seconds=settings.gauge_seconds),
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
+            Estimators(pool, state.estimators, seconds=settings.estimates_seconds),
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
             semantic,

@@ -47,6 +47,9 @@ async def erase(pool: Pool, tenant_id: str, *, actor: str, request_id: str | Non
         # a kept reply does not know its interaction: those of the time go too, and a retry is answered anew
         replies = "delete from replies where tenant_id = $1 and body is not null and ($2::timestamptz is null or created_at < $2)"
         await connection.execute(replies, tenant_id, before)
+        await connection.execute(
+            "delete from estimates where tenant_id = $1", tenant_id
+        )  # learned from what is erased; the next cycle's are not
         await connection.execute("update tenants set erasures = erasures + 1 where id = $1", tenant_id)  # the cache is another one now
         await bump(connection)
         detail = {"interactions": len(ids), "request_id": request_id, "before": before}
