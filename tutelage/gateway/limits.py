@@ -66,7 +66,9 @@ PLANS: Mapping[str, Plan] = {
 
 
 def strategies(tier: str) -> frozenset[Strategy]:
-    """How the requests of a tenant may be answered."""
+    """Those that a plan allows. Raises InvalidRequest for an unknown tier."""
+    if tier not in PLANS:
+        raise InvalidRequest(f"tier {tier!r} is unknown; allowed: {', '.join(PLANS)}", param="tier")
     return frozenset(STRATEGIES) if "advanced-routing" in PLANS[tier].features else BASIC_STRATEGIES
 
 
