@@ -66,7 +66,7 @@ PLANS: Mapping[str, Plan] = {
 
 
 def strategies(tier: str) -> frozenset[Strategy]:
-    """Those that a plan allows. Raises InvalidRequest for an unknown tier."""
+    """How the requests of a tenant of this tier may be answered. Raises InvalidRequest for an unknown tier."""
     if tier not in PLANS:
         raise InvalidRequest(f"tier {tier!r} is unknown; allowed: {', '.join(PLANS)}", param="tier")
     return frozenset(STRATEGIES) if "advanced-routing" in PLANS[tier].features else BASIC_STRATEGIES
