@@ -52,8 +52,8 @@ async def inside(environment: dict[str, str]) -> AsyncIterator[tuple[APIGateway,
         await asyncio.to_thread(manager.close)
 
 
-def test_the_readme_s_program_runs(environment: dict[str, str]) -> None:
-    program = (CHECKOUT / "README.md").read_text().split("The same gateway inside a program")[1].split("```python")[1].split("```")[0]
+def test_the_program_of_the_docs_runs(environment: dict[str, str]) -> None:
+    program = (CHECKOUT / "docs/python.md").read_text().split("```python")[1].split("```")[0]
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=CHECKOUT, env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
