@@ -278,6 +278,19 @@ async def test_a_worker_that_dies_before_its_first_beat_is_found_and_settled(ser
         await admission.close()
 
 
+async def test_a_dead_worker_is_settled_in_time_though_none_of_the_living_lives_long(servers: engines.Engines, ledger: Ledger) -> None:
+    who, dead = party(), build(servers.valkey_url, ledger, beat_seconds=0.2)
+    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    began = asyncio.get_running_loop().time()
+    while not any(lost.tenant_id == who.id for lost in ledger.lost):
+        assert asyncio.get_running_loop().time() - began < 12 * 0.2 + 3, "nobody settled it"
+        shortlived = build(servers.valkey_url, ledger, beat_seconds=0.2)
+        await shortlived._report()  # one beat each
+        await shortlived.close()
+        await asyncio.sleep(0.05)
+    await dead.close()
+
+
 async def test_what_cannot_be_settled_of_one_dead_worker_keeps_no_other_from_it(servers: engines.Engines, ledger: Ledger) -> None:
     stuck, who = party(), party()
     dead = [build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(6)]

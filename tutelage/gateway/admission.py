@@ -16,7 +16,6 @@ import math
 import time
 import uuid
 from calendar import monthrange
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from tutelage.gateway.patience import within
 
 log = logging.getLogger(__name__)
 
-MISSED_BEATS = 3  # of another worker, seen by one that beats: after an outage of Valkey everybody has missed some
+MISSED_BEATS = 3  # of another worker, since somebody first found one missing: after an outage of Valkey everybody has missed some
 BURIAL_SECONDS = 15  # one worker settles what a dead one left; if it dies over it, the next may soon: doing it twice changes nothing
 OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
 SCRIPT = Path(__file__).parent / "scripts" / "limits.lua"
@@ -210,7 +209,6 @@ class Admission:
         self._down_until = 0.0
         self._shares: dict[tuple[Scope, str, str], Share] = {}
         self._day = self._clock().date()  # which the shares are of
-        self._missed: Counter[str] = Counter()
         self._doubtful: list[Meter] = []  # ended; Valkey may have granted them without our hearing of it
         self._worker = uuid.uuid4().hex[:12]
         self._runs = _running(self._worker)
@@ -268,8 +266,8 @@ class Admission:
         names = [name.decode() for name in await self._client.smembers(WORKERS)]
         beats = await self._client.mget([_alive(name) for name in names])
         self.workers = max(1, sum(beat is not None for beat in beats))
-        self._missed = Counter({n: self._missed[n] + 1 for n, beat in zip(names, beats, strict=True) if beat is None})
-        for name in [name for name, missed in self._missed.items() if missed >= MISSED_BEATS]:
+        await self._client.delete(*(_missing(name) for name, beat in zip(names, beats, strict=True) if beat is not None))
+        for name in await self._dead([name for name, beat in zip(names, beats, strict=True) if beat is None]):
             try:
                 await self._bury(name)
             except FAULTS:
@@ -278,6 +276,16 @@ class Admission:
                 log.warning("what worker %s left running is not settled yet: %r", name, failed)
         while self._doubtful and not self.degraded:
             self._give_back_there(self._doubtful.pop())
+
+    async def _dead(self, silent: Sequence[str]) -> list[str]:
+        """Those that have long been silent. Since when is kept in Valkey: no one worker need live long enough to see it."""
+        seconds, micro = await self._client.time()
+        now, dead = seconds + micro / 1e6, []
+        for name in silent:
+            since = await self._client.set(_missing(name), now, nx=True, get=True, ex=86_400)
+            if since is not None and now - float(since) >= (MISSED_BEATS - 1) * self._beat:
+                dead.append(name)
+        return dead
 
     async def _bury(self, worker: str) -> None:
         """Settle what a dead worker left running; one of the living does it."""
@@ -290,7 +298,7 @@ class Admission:
             back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd)
             await self._decide([Call("end", running, request_id.decode(), counters, bounds, back)])
         await self._client.srem(WORKERS, worker)
-        await self._client.delete(_running(worker))
+        await self._client.delete(_running(worker), _missing(worker))
 
     async def _take(self, meter: Meter) -> None:
         for _ in range(len(meter.parties) + 1):  # each may be unknown once
@@ -377,6 +385,10 @@ class Admission:
 
 def _alive(worker: str) -> str:
     return f"tutelage:worker:{worker}:alive"
+
+
+def _missing(worker: str) -> str:
+    return f"tutelage:worker:{worker}:missing"
 
 
 def _running(worker: str) -> str:

@@ -102,7 +102,8 @@ class Chat:
 
 
 TEXT = {"type": "string", "minLength": 1, "maxLength": MOST_CHARACTERS}
-TEXTS: dict[str, Any] = {"anyOf": [TEXT, {"type": "array", "items": TEXT, "minItems": 1, "maxItems": MOST_INPUTS}]}
+MANY = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MOST_INPUTS}
+TEXTS: dict[str, Any] = {"anyOf": [TEXT, MANY]}
 
 
 class EmbeddingRequest(BaseModel):
