@@ -198,6 +198,7 @@ async def audit(pool: Pool, attempts: Sequence[Attempt], record: dict[str, int],
         broken["calls without a row that are not settled as lost"] = [f"{calls_cut} calls, {len(lost)} settled"]
     at = {link["subject"]: link["at"] for link in links}
     waits = [(at[row["request_id"]] - row["created_at"]).total_seconds() for row in lost]
+    broken["lost, settled late"] = [f"{seconds:.0f} s" for seconds in waits if seconds > SETTLED_SECONDS]
     return {
         "broken": {name: found[:10] for name, found in broken.items() if found},
         "acknowledged": sum(len(a.answered) for a in attempts),
