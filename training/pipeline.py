@@ -56,7 +56,8 @@ def write(student_dir: Path, *, settings_dir: Path, frozen: Sequence[Path] = ())
     pipeline["stages"] = {stage: pipeline["stages"][stage] for stage in STAGES}
     student_dir.mkdir(parents=True, exist_ok=True)
     for stage in STAGES:
-        shutil.copyfile(chosen[stage], student_dir / f"{stage}.yaml")
+        if chosen[stage].resolve() != (student_dir / f"{stage}.yaml").resolve():  # a student may keep its own
+            shutil.copyfile(chosen[stage], student_dir / f"{stage}.yaml")
     held = [{"messages": list(row.prompt), "label": row.label} for file in frozen for row in examples.read(file)]
     (student_dir / "frozen.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in held))
     (student_dir / "dvc.yaml").write_text(yaml.safe_dump(pipeline, sort_keys=False, width=120))
