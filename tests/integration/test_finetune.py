@@ -148,7 +148,7 @@ def test_packed_examples_give_the_gradients_of_separate_passes(tiny: Path, data:
     model = student(tiny)
     packed, separate = gradients(model, [samples]), gradients(model, [[sample] for sample in samples])
     for name, gradient in packed.items():
-        torch.testing.assert_close(gradient, separate[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradient, separate[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
