@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from tutelage.stores import outcomes, policies, registry, tenants
 from tutelage.stores.database import Pool
 
 log = logging.getLogger(__name__)
+
+OUTCOME_SECONDS = 2.0  # outcomes come all the time: they alone have everything read again so often at most
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def _student(c: registry.Champion, newest: Mapping[str, Sequence[tuple[float, fl
 
 
 class Watcher:
-    """Keeps `current` fresh: looks at the epoch and at outcomes every `seconds` and reads everything again when either moved."""
+    """Keeps `current` fresh: looks every `seconds` and reads everything again when the epoch moved, or outcomes have come for a while."""
 
     def __init__(self, pool: Pool, *, seconds: float, routing: Callable[[], RoutingSettings]) -> None:
         self._pool = pool
@@ -168,6 +171,7 @@ class Watcher:
         self._task: asyncio.Task[None] | None = None
         self._current: Snapshot | None = None
         self._stale = False
+        self._read_at = 0.0
 
     @property
     def current(self) -> Snapshot:
@@ -191,6 +195,7 @@ class Watcher:
 
     async def refresh(self) -> None:
         """Read everything now. Raises what the database raises."""
+        self._read_at = time.monotonic()
         self._current = await read(self._pool, routing=self._routing())
 
     async def start(self) -> None:
@@ -208,8 +213,10 @@ class Watcher:
         while True:
             await asyncio.sleep(self._seconds)
             try:
-                moved = await _moved(self._pool)
-                if self._current is None or moved != (self._current.epoch, self._current.outcomes) or self._stale:
+                epoch, last = await _moved(self._pool)
+                seen = self._current
+                judged = seen is not None and last != seen.outcomes and time.monotonic() - self._read_at >= OUTCOME_SECONDS
+                if seen is None or epoch != seen.epoch or judged or self._stale:
                     self._stale = False
                     await self.refresh()
             except Exception as failed:  # a bad row or a lost database must not end the watch: the last snapshot serves
