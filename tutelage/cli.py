@@ -281,7 +281,11 @@ def _domain_eval(arguments: argparse.Namespace) -> None:
     from tutelage.evaluations import command
 
     report = command.domain_eval(Home.from_environment(arguments.home), arguments)
-    print(json.dumps(report)) if arguments.json else _describe(report)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        low, high = report.pop("wilson95")
+        _describe(report | {"interval95": f"{low:.4f}–{high:.4f}"})
 
 
 def _stop(arguments: argparse.Namespace) -> None:

@@ -65,9 +65,10 @@ def test_domain_eval_reports_its_four_figures(home: Path, tmp_path: Path) -> Non
     assert done.returncode == 1  # 80 labelled rows are too few, and it says so
     assert "at least 100" in done.stderr
     fit = write(tmp_path / "fit.jsonl", rows)
-    done = tutelage(home, "domain-eval", "--fit", fit, "--data", data, "--oos", oos, "--report", str(tmp_path / "r.json"), "--json")
+    done = tutelage(home, "domain-eval", "--fit", fit, "--data", data, "--oos", oos, "--report", str(tmp_path / "r.json"))
     assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+    assert "oos_auroc" in done.stdout
+    report = json.loads((tmp_path / "r.json").read_text())
     assert report["accuracy"] > 0.95
     assert report["oos_auroc"] > 0.9
     assert report["nmi_unlabelled"] > 0.5
