@@ -32,6 +32,13 @@ def whole(value: Any) -> Any:
     return value
 
 
+def number(value: Any) -> Any:
+    """As `whole`, of any number."""
+    if isinstance(value, bool | str):
+        raise ValueError("a number is expected")
+    return value
+
+
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 

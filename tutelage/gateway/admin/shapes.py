@@ -14,7 +14,7 @@ from tutelage.gateway.limits import Agreement, Limits
 from tutelage.gateway.roles import Role
 from tutelage.gateway.tenancy import NAME
 from tutelage.records import Bodies, Strategy
-from tutelage.settings import Strict, whole
+from tutelage.settings import Strict, number, whole
 
 MOST_ROWS = 1_000
 MOST_OVERLAP = 30 * 86_400
@@ -39,7 +39,8 @@ OnDisconnect = Literal["cancel", "drain"]
 Retention = Annotated[int, Field(ge=1, le=36_500), BeforeValidator(whole)]
 Seconds = Annotated[int, Field(ge=0, le=31_536_000), BeforeValidator(whole)]
 Overlap = Annotated[int, Field(ge=0, le=MOST_OVERLAP), BeforeValidator(whole)]
-ErrorBudget = Annotated[float, Field(ge=0, le=0.5)]
+ErrorBudget = Annotated[float, Field(ge=0, le=0.5), BeforeValidator(number)]
+PolicyVersion = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(whole)]
 MaxCost = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(whole)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Training = Literal["on", "off"]  # whether students may learn from its traffic
@@ -114,9 +115,9 @@ class Erasure(Strict):
 class Reversion(Strict):
     """`version` 0: as configured. `expected`: the version that is believed to hold; another one is a conflict."""
 
-    version: int = Field(ge=0, le=10**9)
+    version: PolicyVersion
     reason: Annotated[str, Field(min_length=1, max_length=1000, pattern=r"^[^\x00]+$")]
-    expected: int | None = Field(default=None, ge=0, le=10**9)
+    expected: PolicyVersion | None = None
 
 
 class Nothing(Strict):
