@@ -32,6 +32,7 @@ from tutelage.errors import LimitReached
 from tutelage.gateway.batching import Batched
 from tutelage.gateway.limits import Limits
 from tutelage.gateway.patience import within
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -239,10 +240,7 @@ class Admission:
         self._beating = asyncio.create_task(self._live())
 
     async def close(self) -> None:
-        if self._beating:
-            self._beating.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._beating
+        await end(self._beating)
         with contextlib.suppress(*FAULTS):
             await asyncio.wait_for(self._decisions.join(), self._deadline)
             await asyncio.wait_for(self._leave(), self._deadline)

@@ -6,7 +6,6 @@ It refuses to know what the values mean.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from tutelage.errors import ConfigInvalid
 from tutelage.settings import GatewaySettings, ModelsSettings, RoutingSettings, TierSettings, load
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,7 @@ class ConfigurationWatcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

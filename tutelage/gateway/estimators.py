@@ -6,7 +6,6 @@ It refuses to know how they are learned and what follows from them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import tempfile
 from collections.abc import MutableMapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from tutelage.routing.estimates import Estimator, QualityModel
 from tutelage.stores import estimates
 from tutelage.stores.database import Pool
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +34,7 @@ class Estimators:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def look(self) -> None:
         """Take what was learned since the last look, let go what is gone."""

@@ -5,11 +5,11 @@ others have written down. It refuses to know what the numbers mean to anybody.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import Any
 
 from tutelage.fleet.endpoint import ReplicaHealth
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -27,10 +27,7 @@ class Gauges:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     def set(self) -> None:
         state, metrics = self._state, self._state.metrics

@@ -6,7 +6,6 @@ Only whole successful replies are kept; a request that failed frees its key. It 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
@@ -21,6 +20,7 @@ from tutelage.errors import InvalidRequest, Unavailable
 from tutelage.stores import replies
 from tutelage.stores.database import Pool
 from tutelage.stores.replies import Held, StoredReply
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +46,7 @@ class Idempotency:
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def stop(self) -> None:
-        if self._sweeper:
-            self._sweeper.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
+        await end(self._sweeper)
 
     async def claim(self, tenant_id: str, text: str, *, route: str, parameters: Any) -> Held | StoredReply:
         """The right to answer, or the reply of the first time.

@@ -30,6 +30,7 @@ from tutelage.routing.equivalence import Question
 from tutelage.routing.pairs import Classifier, Verdict
 from tutelage.stores import labels
 from tutelage.stores.labels import PairLabel
+from tutelage.tasks import end
 from tutelage.telemetry import Metrics
 
 if TYPE_CHECKING:
@@ -201,9 +202,7 @@ class Semantic:
         self._spawn(self._refresh())
 
     async def stop(self) -> None:
-        for task in [*self._tasks]:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(end(task) for task in [*self._tasks]))
 
     async def _remember(self) -> None:
         """Encode questions of answers that were kept, a few at a time, and rest in between: answering goes first."""

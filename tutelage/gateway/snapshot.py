@@ -27,6 +27,7 @@ from tutelage.routing.policy import Policy, StudentSnapshot
 from tutelage.settings import RoutingSettings
 from tutelage.stores import outcomes, policies, registry, tenants
 from tutelage.stores.database import Pool
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -204,10 +205,7 @@ class Watcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

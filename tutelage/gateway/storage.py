@@ -6,12 +6,12 @@ It refuses to erase anything and to refuse a request: a full store costs a tenan
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from tutelage.gateway.snapshot import Watcher, full
 from tutelage.stores import tenants
 from tutelage.stores.database import Pool
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +29,7 @@ class StorageWatcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def look(self) -> None:
         """Have the snapshot read again when a tenant has filled its storage, or has room once more."""

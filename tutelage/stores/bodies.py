@@ -5,7 +5,6 @@ the bill or the chain. It refuses to know how text is redacted.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 from datetime import datetime
@@ -16,6 +15,7 @@ import orjson
 from tutelage.stores import audit
 from tutelage.stores.database import Pool
 from tutelage.stores.tenants import bump
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,7 @@ class Sweeper:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await end(self._task)
 
     async def _run(self) -> None:
         while True:

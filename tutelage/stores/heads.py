@@ -26,6 +26,7 @@ from tutelage.settings import Home
 from tutelage.stores import audit
 from tutelage.stores.audit import Head
 from tutelage.stores.database import Pool
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -127,9 +128,7 @@ class HeadsExporter:
     async def stop(self) -> None:
         """Export once more, then end."""
         if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
             with contextlib.suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 await self.export()
 

@@ -21,6 +21,7 @@ from tutelage.records import Attempt, Feedback, Interaction
 from tutelage.stores import audit, bodies, outcomes, replies
 from tutelage.stores.database import Pool
 from tutelage.stores.replies import Held, StoredReply
+from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +69,7 @@ class Recorder:
         """Write what is queued, then end."""
         if self._task:
             await self._queue.join()
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await end(self._task)
         await self._let_go()
 
     async def record(self, interaction: Interaction, kept: tuple[Held, StoredReply] | None = None) -> None:
