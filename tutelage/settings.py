@@ -113,7 +113,7 @@ class GatewaySettings(Strict):
     semantic_tenants: int = Field(default=64, gt=0)
     semantic_seconds: float = Field(default=1.0, gt=0)
     snapshot_seconds: float = Field(default=0.5, gt=0)
-    record_flush_seconds: float = Field(default=0.003, ge=0)
+    record_flush_seconds: float = Field(default=0.0, ge=0)
     record_batch_rows: int = Field(default=200, gt=0)
     record_deadline_seconds: float = Field(default=10.0, gt=0)
     idempotency_lease_seconds: float = Field(default=15.0, gt=0)
