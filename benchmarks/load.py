@@ -32,7 +32,7 @@ class Client(asyncio.Protocol):
         self._parser: Any = None
         self._transport: asyncio.Transport | None = None
         self._sent = self._first = 0.0
-        self.open = False
+        self.open = self._waiting = False
 
     def connection_made(self, transport: Any) -> None:
         self._transport, self.open = transport, True
@@ -40,7 +40,7 @@ class Client(asyncio.Protocol):
 
     def send(self, request: bytes, since: float) -> None:
         assert self._transport is not None
-        self._sent, self._first = since, 0.0
+        self._sent, self._first, self._waiting = since, 0.0, True
         self._transport.write(request)
 
     def data_received(self, data: bytes) -> None:
@@ -51,13 +51,13 @@ class Client(asyncio.Protocol):
             self._first = time.perf_counter()
 
     def on_message_complete(self) -> None:
-        now = time.perf_counter()
+        now, self._waiting = time.perf_counter(), False
         status, self._parser = self._parser.get_status_code(), httptools.HttpResponseParser(self)
         self._done(self, status, now - self._sent, (self._first or now) - self._sent)
 
     def connection_lost(self, _: Exception | None) -> None:
-        if self.open:
-            self.open = False
+        waited, self.open = self.open and self._waiting, False
+        if waited:
             self._done(self, 0, 0.0, 0.0)
 
     def close(self) -> None:
@@ -132,6 +132,8 @@ class Load:
             due = started + number / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             request = self._request(next(self._numbers))
+            while free and not free[-1].open:  # the server closes what is idle for long
+                free.pop()
             if free:
                 free.pop().send(request, due)
             else:
