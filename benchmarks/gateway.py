@@ -132,7 +132,7 @@ def _long(arguments: argparse.Namespace, running: Sequence[Running], console: Co
     ours = next((r for r in running if r.name == OURS), None)
     if ours is None:
         return {}
-    extra: dict[str, Any] = {"commit": asyncio.run(commit_wait(ours))}
+    extra: dict[str, Any] = {"commit_wait": asyncio.run(commit_wait(ours))}
     if not arguments.open_minutes:
         return extra
     console.print(f"100 requests a second for {arguments.open_minutes:g} minutes on a model that takes 150 ms")
@@ -233,7 +233,7 @@ def table(report: dict[str, Any]) -> str:
         rps, p95 = interval([r["rps"] for r in whole]), interval([r["p95_ms"] for r in whole])
         errors = sum(sum(r["errors"].values()) for r in whole)
         told.append(f"- cached, two workers on the whole machine, c=128: {_cell(rps)} requests/s, p95 {_cell(p95)} ms, {errors} errors")
-    for key in ("commit", "open_loop", "memory"):
+    for key in ("commit_wait", "open_loop", "memory"):
         if key in report:
             told.append(f"- {key}: {json.dumps({k: v for k, v in report[key].items() if k != 'mb_by_minute'})}")
     told += [f"- {name}: not measured, {why}" for name, why in report["absent"].items()]
