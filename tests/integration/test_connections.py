@@ -121,7 +121,7 @@ async def test_a_call_that_is_left_closes_its_connection() -> None:
         call = asyncio.create_task(said(made))
         await asyncio.sleep(0.05)
         call.cancel()
-        await asyncio.wait_for(closed.wait(), 2)
+        assert await asyncio.wait_for(closed.wait(), 2)
 
 
 async def test_a_connection_that_was_idle_for_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,3 +32,5 @@ async def test_nothing_and_what_has_ended_need_no_ending() -> None:
     await task
     await end(task)
     await end(None)
+    assert task.done()
+    assert not task.cancelled()
