@@ -23,7 +23,7 @@ from tutelage.errors import PromotionConflict, TutelageError
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import Outcome, contest, pair_up, verify
-from tutelage.evolution.promotion import PromotionSettings, compared, demote, good_enough
+from tutelage.evolution.promotion import PromotionSettings, Verdict, compared, confirmed, demote, good_enough
 from tutelage.evolution.rollout import Rollout as Going
 from tutelage.evolution.rollout import RolloutSettings, Step, step
 from tutelage.evolution.watch import Signal, Watched, WatchSettings, follow
@@ -187,7 +187,7 @@ async def _go_on(pool: Pool, rollout: Rollout, champion: Champion | None, rules:
     if taken.action == "promote":
         return told + await _took_over(pool, rollout)
     if taken.action == "stop":
-        await registry.complete_version(pool, *version, status="refused")
+        await registry.complete_version(pool, *version, status="refused", awaits=None)
     await standing.move_rollout(pool, rollout, percent=taken.percent)
     return told
 
@@ -210,7 +210,7 @@ async def _hold(pool: Pool, champion: Champion, rules: Rules) -> list[str]:
     if alarms:
         former = await registry.before(pool, champion.tenant_id, champion.domain, student=champion.student, version=champion.version)
         reason = f"rolled back to {former.student or 'the teachers'}: {alarms[0].reason}"
-        await registry.complete_version(pool, *version, status="refused")
+        await registry.complete_version(pool, *version, status="refused", awaits=None)
         await _decide(pool, champion.tenant_id, champion.domain, "rollback", version, former, reason, {}, now)
         return [f"{champion.student} v{champion.version}: {reason}"]
     counts = await standing.read(pool, version)
@@ -224,23 +224,35 @@ async def _change_tier(pool: Pool, champion: Champion, counts: Mapping[str, Tall
     tier, reason, action = verdict.tier, verdict.reason, verdict.action
     if action == "keep":
         higher: Tier | None = {"student": "ta", "ta": "teacher"}.get(champion.tier)  # type: ignore[assignment]
-        if higher is None or higher in settings.approval or not live.n:
+        facts = await _facts(pool, version)
+        if higher is None or facts["awaits"] == higher or not live.n:
             return []
         number, passed = await standing.enrol(pool, *version, higher, year=datetime.now(UTC).year)
-        confidence = float((await _facts(pool, version))["evidence"].get("confidence") or 0.0)
+        confidence = float(facts["evidence"].get("confidence") or 0.0)
         together = live + counts.get("held-out", Tally())
         finding = good_enough(together, confidence, settings.floors(higher), needed=settings.needed(number, passed))
         if not finding.passed:
             return []
         await standing.mark_passed(pool, *version, higher)
+        verdict = confirmed(Verdict("promote", higher, finding.reason), settings.approval)
+        if verdict.awaits is not None:
+            return await _wait(pool, champion, verdict, counts, now)
         tier, reason, action = higher, finding.reason, "promote"
     if tier is None or action not in ("promote", "demote"):
         return []
     after = Pointer(now.sequence + 1, champion.student, champion.version, tier)
     await _decide(pool, champion.tenant_id, champion.domain, action, version, after, reason, {k: vars(v) for k, v in counts.items()}, now)
     await standing.forget(pool, version, "live")
-    await registry.complete_version(pool, *version, status=tier)
+    await registry.complete_version(pool, *version, status=tier, awaits=None)
     return [f"{champion.student} v{champion.version}: {action} to {tier}, {reason}"]
+
+
+async def _wait(pool: Pool, champion: Champion, verdict: Verdict, counts: Mapping[str, Tally], now: Pointer) -> list[str]:
+    """What it showed is enough, but a person must say so: it stays what it is until then."""
+    version, evidence = (champion.student, champion.version), {k: vars(v) for k, v in counts.items()}
+    await _decide(pool, champion.tenant_id, champion.domain, "wait", version, now, verdict.reason, evidence, now)
+    await registry.complete_version(pool, *version, awaits=verdict.awaits)
+    return [f"{champion.student} v{champion.version}: waits for approval as {verdict.awaits}, {verdict.reason}"]
 
 
 async def _decide(
@@ -252,10 +264,10 @@ async def _decide(
 
 
 async def _facts(pool: Pool, version: Version) -> dict[str, Any]:
-    """Digest and the gate's evidence of a version."""
+    """Digest, the gate's evidence of a version, and the tier it waits for."""
     for row in await registry.list_versions(pool):
         if (row["student"], row["version"]) == version:
-            return {"digest": row["digest"] or "", "evidence": row["evidence"] or {}}
+            return {"digest": row["digest"] or "", "evidence": row["evidence"] or {}, "awaits": row["awaits"]}
     raise LookupError(f"no version {version[1]} of {version[0]}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -179,6 +180,18 @@ async def test_a_ta_that_shows_enough_becomes_a_teacher_and_one_that_shows_too_l
     await evidence.add(pool, OLD, "live", Tally(0, 0, 60))
 
     assert "demote to ta" in (await traffic.look())[0]
+
+
+async def test_a_ta_that_shows_enough_waits_where_a_person_confirms_teachers_and_is_asked_once(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.send((1, True), times=60)
+    rules = replace(RULES, promotion=PromotionSettings(approval=("teacher",)))
+    (told,) = await look(pool, rules)
+
+    assert "waits for approval as teacher" in told
+    assert (await registry.pointer(pool, TENANT.id, "sums")).tier == "ta"
+    assert [row["awaits"] for row in await registry.list_versions(pool)] == ["teacher", None]
+    assert await look(pool, rules) == []
 
 
 async def test_tests_of_a_year_are_numbered_once_and_passed_ones_are_counted(pool: Pool) -> None:

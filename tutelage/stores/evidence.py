@@ -117,6 +117,13 @@ async def forget(pool: Pool | Any, version: Version, source: Source) -> None:
     await pool.execute("delete from evidence where student = $1 and version = $2 and source = $3", *version, source)
 
 
+async def renew(pool: Pool, version: Version) -> None:
+    """Begin what is known of a version in service anew: a person has put it there whatever was said of it before."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("delete from watches where student = $1 and version = $2", *version)
+        await forget(connection, version, "live")
+
+
 async def read(pool: Pool, version: Version) -> dict[str, Tally]:
     """A version's counts by source; sources without any are left out."""
     rows = await pool.fetch("select source, wins, ties, losses from evidence where student = $1 and version = $2", *version)
