@@ -102,7 +102,7 @@ async def _serve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) 
     champion = Pointer(now.sequence + 1, slot.student, order.version, order.tier)
     await _decide(pool, slot, order, _called(champion, now), champion, now, actor, reason)
     if (now.student, now.version) == (slot.student, order.version):
-        await standing.forget(pool, (slot.student, order.version), "live")
+        await standing.forget(pool, (slot.student, order.version), "live", "shadow")
     else:
         await standing.renew(pool, (slot.student, order.version))
     await registry.complete_version(pool, slot.student, order.version, status=order.tier, awaits=None)
