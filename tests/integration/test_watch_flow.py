@@ -16,10 +16,10 @@ from tutelage.evolution.promotion import PromotionSettings
 from tutelage.evolution.rollout import RolloutSettings
 from tutelage.evolution.watch import WatchSettings
 from tutelage.gateway import snapshot
-from tutelage.records import Attempt, Feedback, Interaction, Tenant
+from tutelage.records import Attempt, Feedback, Interaction, Outcome, Tenant
 from tutelage.routing.confidence import Calibrator
 from tutelage.settings import RoutingSettings
-from tutelage.stores import evidence, interactions, registry, tenants
+from tutelage.stores import evidence, interactions, outcomes, registry, tenants
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.registry import Decision, Pointer
 
@@ -39,6 +39,7 @@ async def pool(database_url: str) -> AsyncIterator[Pool]:
         await registry.spawn(pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}")
         facts = {"digest": f"d{number}", "calibrator": Calibrator("platt", 200, a=1.0).to_dict(), "evidence": {"confidence": 0.9}}
         await registry.complete_version(pool, "acme-sums", number, status=("ta", "challenger")[number - 1], **facts)
+    await pool.execute("update versions set created_at = $1", PAST - timedelta(hours=1))
     decision = Decision(TENANT.id, "sums", "promote", *OLD, Pointer(1, *OLD, "ta"), "clears the floors", {})
     await registry.decide(pool, decision, expected=0)
     yield pool
@@ -65,6 +66,41 @@ class Traffic:
         await recorder.stop()
         await self._pool.execute("update feedback set created_at = $1", PAST)
 
+    async def compare(
+        self, *good: tuple[int, bool], times: int = 1, served: bool = True, observed: float = 0.1, prompt: str = "", at: datetime = PAST
+    ) -> None:
+        """Requests that nobody judged, where the answers of these versions were held against the teacher's."""
+        recorder = interactions.Recorder(self._pool, flush_seconds=0, batch_rows=100, deadline_seconds=20)
+        recorder.start()
+        for _ in range(times):
+            self._number += 1
+            name = f"r{self._number}"
+            said = tuple(
+                Attempt("acme-sums", "ta", f"d{version}", "4", 1.0, 0.9, served and place == 0, "", 10)
+                for place, (version, _) in enumerate(good)
+            )
+            await recorder.record(_interaction(name, said)._replace(prompt_hash=(prompt or name).encode(), created_at=at))
+            for place, (version, right) in enumerate(good):
+                facts = (TENANT.id, name, "acme-sums", f"d{version}", "sums", 1.0, 0.9, float(right), served and place == 0)
+                await outcomes.add(self._pool, [Outcome(*facts, "teacher", observed)])
+        await recorder.stop()
+        await self._pool.execute("update outcomes set created_at = $1", PAST)
+
+    async def judge(self, number: int, *, label: str) -> None:
+        await interactions.add_feedback(self._pool, Feedback(f"r{number}", TENANT.id, 0.0, label, None))
+        await self._pool.execute("update feedback set created_at = $1", PAST)
+        await self._pool.execute("update outcomes set created_at = $1", PAST)
+
+    async def fail(self, *, times: int, at: datetime = PAST) -> None:
+        """Requests at which version 1 failed, so the teacher answered."""
+        recorder = interactions.Recorder(self._pool, flush_seconds=0, batch_rows=100, deadline_seconds=20)
+        recorder.start()
+        for _ in range(times):
+            self._number += 1
+            failed = Attempt("acme-sums", "ta", "d1", "", None, None, False, "failed: model acme-sums.v1 failed: HTTP 500", 0)
+            await recorder.record(_interaction(f"r{self._number}", (failed,))._replace(created_at=at))
+        await recorder.stop()
+
     async def look(self) -> list[str]:
         return await look(self._pool, RULES)
 
@@ -72,10 +108,10 @@ class Traffic:
 def _interaction(request_id: str, attempts: tuple[Attempt, ...]) -> Interaction:
     facts: dict[str, Any] = {
         "request_id": request_id, "tenant_id": TENANT.id, "key_id": "k", "created_at": PAST,
-        "messages": [{"role": "user", "content": "2 + 2"}], "prompt_hash": b"h", "answer": attempts[0].answer, "model": "acme-sums",
-        "tier": "ta", "route": "cascade", "reason": "", "cache": "miss", "domain": "sums", "given_domain": None, "confidence": 0.9,
-        "finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 1, "tokens_estimated": False, "cost_microusd": 10,
-        "latency_ms": 12, "attempts": attempts,
+        "messages": [{"role": "user", "content": "2 + 2"}], "prompt_hash": request_id.encode(), "answer": attempts[0].answer,
+        "model": "acme-sums", "tier": "ta", "route": "cascade", "reason": "", "cache": "miss", "domain": "sums", "given_domain": None,
+        "confidence": 0.9, "finish_reason": "stop", "prompt_tokens": 7, "completion_tokens": 1, "tokens_estimated": False,
+        "cost_microusd": 10, "latency_ms": 12, "attempts": attempts,
     }  # fmt: skip
     return Interaction(**facts)
 
@@ -226,3 +262,125 @@ async def test_a_challenger_answers_its_share_of_the_requests_and_in_shadow_none
     (rollout,) = await evidence.rollouts(pool)
     await evidence.move_rollout(pool, rollout, percent=50)
     assert 150 < await by_challenger() < 250
+
+
+# --- where nobody judges -------------------------------------------------------------------------------------------------
+
+
+async def test_comparisons_with_the_teacher_count_once_and_apart_from_verdicts_and_held_out_items(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await evidence.add(pool, OLD, "held-out", Tally(10))
+    await traffic.send((1, True), times=2)
+    await traffic.compare((1, True), times=3)
+    await traffic.compare((1, False))
+    await traffic.look()
+    await traffic.look()
+
+    assert await evidence.read(pool, OLD) == {"held-out": Tally(10), "live": Tally(2), "shadow": Tally(3, 0, 1)}
+
+
+async def test_an_installation_that_nobody_gives_feedback_promotes_by_comparisons(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await evidence.add(pool, OLD, "held-out", Tally(500))
+    await traffic.compare((1, True), times=49)
+    assert await traffic.look() == []
+    await traffic.compare((1, True))
+
+    assert "promote to teacher" in (await traffic.look())[0]
+    assert set(await evidence.read(pool, OLD)) == {"held-out"}, "what it shows as a teacher is counted anew"
+
+
+async def test_tries_that_were_not_given_are_compared_always_and_counted_as_often_as_those_that_were(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    for right in (True, False):
+        await traffic.compare((1, right), times=200, served=False, observed=1.0)
+    await traffic.look()
+
+    assert 20 < (await evidence.read(pool, OLD))["shadow"].n < 65
+
+
+async def test_a_prompt_that_was_asked_before_the_version_was_trained_is_no_evidence_of_it(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), prompt="asked before", at=PAST - timedelta(hours=2))
+    await traffic.compare((1, True), prompt="asked before")
+    await traffic.compare((1, True), prompt="new")
+    await traffic.look()
+
+    assert (await evidence.read(pool, OLD))["shadow"] == Tally(1)
+
+
+async def test_a_verdict_overrules_a_comparison_of_the_same_answer_whichever_came_first(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), times=3)
+    await traffic.judge(1, label="5")
+    await traffic.look()
+    assert await evidence.read(pool, OLD) == {"live": Tally(0, 0, 1), "shadow": Tally(2)}
+    await traffic.judge(2, label="5")
+    await traffic.look()
+    await traffic.look()
+
+    assert await evidence.read(pool, OLD) == {"live": Tally(0, 0, 2), "shadow": Tally(1)}
+
+
+async def test_a_comparison_from_before_a_count_began_anew_is_not_taken_back_from_it(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), times=2)
+    await traffic.look()
+    await evidence.forget(pool, OLD, "shadow")
+    await traffic.compare((1, True))
+    await traffic.judge(1, label="5")
+    await traffic.look()
+
+    assert (await evidence.read(pool, OLD))["shadow"] == Tally(1)
+
+
+async def test_a_request_is_one_pair_whether_it_was_compared_or_judged_or_both(pool: Pool) -> None:
+    await challenge(pool)
+    traffic = Traffic(pool)
+    await traffic.compare((1, False), (2, True), times=2)
+    await traffic.judge(1, label="4")
+    await traffic.look()
+    await traffic.judge(2, label="4")
+    await traffic.look()
+    found = await evidence.read(pool, NEW)
+
+    assert (found["pairs"], found["shadow-pairs"], found["stage"]) == (Tally(0, 1, 0), Tally(1), Tally(1, 1, 0))
+
+
+async def test_a_challenger_takes_over_by_comparisons_alone(pool: Pool) -> None:
+    await challenge(pool)
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), (2, True), times=12)
+    await traffic.compare((1, False), (2, True), times=24)
+    for _ in range(4):
+        await traffic.look()
+        await traffic.compare((1, False), times=20)
+        await traffic.compare((2, True), times=20)
+
+    assert (await registry.pointer(pool, TENANT.id, "sums")).version == 2
+    assert "pairs" not in await evidence.read(pool, NEW)
+
+
+async def test_a_champion_that_agrees_less_with_the_teacher_than_it_did_is_rolled_back(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), times=45)
+    await traffic.compare((1, False), times=5)
+    await traffic.look()
+    await traffic.compare((1, False), times=14)
+    (told,) = await traffic.look()
+
+    assert "rolled back to the teachers: agreement: " in told
+
+
+async def test_a_champion_that_fails_is_rolled_back_and_what_failed_counts_in_no_other_signal(pool: Pool) -> None:
+    traffic = Traffic(pool)
+    await traffic.send((1, True), times=20)
+    await traffic.fail(times=3)
+    assert await traffic.look() == []
+    watches = {signal: (watched.seen, watched.bad) for signal, (watched, _) in (await evidence.watches(pool, OLD)).items()}
+    assert (watches["error"], watches["truncation"], watches["latency"]) == ((23, 3), (20, 0), (20, 0))
+    await traffic.fail(times=12, at=PAST + timedelta(seconds=1))
+    (told,) = await traffic.look()
+
+    assert "rolled back to the teachers: error: " in told
+    assert await registry.champions(pool) == []
