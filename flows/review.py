@@ -4,7 +4,7 @@
 
 On a model version: tag `review` = `approve` or `veto` (before it `review.by` and `review.reason`, who and why); or the aliases `champion`,
 `challenger`, `student`, `ta`, `teacher` moved by hand. What became of it is said in the tag `review.result`. A process of its own, since
-MLflow takes six CPU seconds to import and 170 MB: the watch must never wait for it. Rules are `tutelage.evolution.review`'s.
+MLflow takes six CPU seconds to import and 150 MB: the watch must never wait for it. Rules are `tutelage.evolution.review`'s.
 """
 
 from __future__ import annotations
