@@ -20,7 +20,7 @@ from typing import Any
 
 from flows.desk import WORD, Desk
 from flows.workshop import load_adapter, tell
-from tutelage.errors import AdapterRejected, PromotionConflict, TutelageError
+from tutelage.errors import AdapterRejected, BackendFailed, PromotionConflict, TutelageError
 from tutelage.evolution.review import NAMES, TIERS, UNKNOWN, Mark, Order, moved, orders
 from tutelage.fleet.tiers import Wanted
 from tutelage.settings import Home
@@ -50,15 +50,17 @@ async def look(office: Office, desk: Desk) -> list[str]:
         if not free:
             return told
         names, marks = desk.names(), desk.marks()
+        done: set[str] = set()
         for slot in await reviews.slots(office.pool):
             if slot.student not in names:
                 continue
             try:
                 told += await _obey(office, desk, slot, names[slot.student], marks.get(slot.student, {}))
-            except PromotionConflict as elsewhere:  # the engine was quicker; the next look sees what is there then
-                told.append(elsewhere.message)
+                done.add(slot.student)
+            except (PromotionConflict, BackendFailed) as later:  # the names stay as they were moved, for the next look to obey
+                told.append(later.message)
         for slot in await reviews.slots(office.pool):
-            if slot.student in names:
+            if slot.student in done:
                 await _project(office.pool, desk, slot, names[slot.student])
     return told
 
@@ -69,12 +71,13 @@ async def _obey(office: Office, desk: Desk, slot: Slot, names: Mapping[str, str]
     elsewhere = {} if slot.shown is None else moved(slot.shown, slot.meant, seen, slot.standing)
     marks = {slot.published[number]: mark for number, mark in written.items() if number in slot.published}
     told = []
+    signed: dict[int, Mark] = {UNKNOWN: Mark(""), **marks}
     for order in orders(slot.standing, elsewhere, marks):
-        known = order.version in slot.status
-        signed = (marks.get(order.version) or desk.who(slot.student, slot.number(order.version))) if known else Mark("")
-        result = await _carry_out(office, slot, order, signed)
-        if known:
-            desk.answer(slot.student, slot.number(order.version), result, done=signed.word != "veto")
+        if order.version not in signed:
+            signed[order.version] = desk.who(slot.student, slot.number(order.version))
+        result = await _carry_out(office, slot, order, signed[order.version])
+        if order.version != UNKNOWN:
+            desk.answer(slot.student, slot.number(order.version), result, done=signed[order.version].word != "veto")
         told.append(f"{slot.student} v{order.version}: {result}")
     return told
 
@@ -98,13 +101,12 @@ async def _carry_out(office: Office, slot: Slot, order: Order, signed: Mark) -> 
 
 async def _serve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) -> None:
     """The version is the champion, whatever was said of it before; what it shows from now on is counted anew."""
-    now = await registry.pointer(pool, slot.tenant_id, slot.domain)
-    champion = Pointer(now.sequence + 1, slot.student, order.version, order.tier)
+    version, now = (slot.student, order.version), await registry.pointer(pool, slot.tenant_id, slot.domain)
+    champion = Pointer(now.sequence + 1, *version, order.tier)
+    if (now.student, now.version) != version:
+        await standing.renew(pool, version)  # first: an old alarm would have the watch roll it back at once
     await _decide(pool, slot, order, _called(champion, now), champion, now, actor, reason)
-    if (now.student, now.version) == (slot.student, order.version):
-        await standing.forget(pool, (slot.student, order.version), "live", "shadow")
-    else:
-        await standing.renew(pool, (slot.student, order.version))
+    await standing.forget(pool, version, "live", "shadow")
     await registry.complete_version(pool, slot.student, order.version, status=order.tier, awaits=None)
     if order.version == slot.standing.challenger:
         await standing.move_rollout(pool, _rollout(slot, order), percent=100)

@@ -12,6 +12,12 @@ import pytest
 
 from flows.desk import Desk
 from flows.review import Office, look
+from flows.watch import Rules
+from flows.watch import look as watch
+from tutelage.errors import PromotionConflict
+from tutelage.evolution.promotion import PromotionSettings
+from tutelage.evolution.rollout import RolloutSettings
+from tutelage.evolution.watch import Watched, WatchSettings
 from tutelage.gateway import snapshot
 from tutelage.records import Tenant
 from tutelage.routing.confidence import Calibrator
@@ -213,3 +219,39 @@ async def test_a_projection_that_was_broken_off_is_not_taken_for_a_reviewers_mov
     assert await review.look() == []
     assert await review.served() == [(2, "ta")]
     assert review.names() == {"champion": 2, "ta": 2, "challenger": 3}
+
+
+async def test_a_version_that_was_rolled_back_serves_again_when_a_person_says_so_and_is_judged_anew(review: Review) -> None:
+    pool = review.office.pool
+    before = await evidence.looked(pool, TENANT.id)
+    alarm = Watched("acceptance", (1e6,) * 3, 80, 30, True, "acceptance: alarm")
+    await evidence.keep(pool, TENANT.id, evidence.News(watches={(STUDENT, 2): [(alarm, 0.9)]}), before=before, after=before)
+    rules = Rules(PromotionSettings(), RolloutSettings(), WatchSettings())
+    await watch(pool, rules)
+    await review.look()
+    assert await review.served() == [(1, "student")]
+    review.client.set_registered_model_alias(STUDENT, "champion", "2")
+    await review.look()
+
+    assert await review.served() == [(2, "student")], "what was refused has no tier; a person may give it one by its alias"
+    assert await watch(pool, rules) == []
+    assert await review.served() == [(2, "student")]
+
+
+async def test_an_order_that_comes_between_two_looks_of_the_engine_is_carried_out_by_the_next_look(
+    review: Review, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, decided = review.office.pool, registry.decide
+
+    async def too_late(*_: Any, **__: Any) -> Pointer:
+        raise PromotionConflict("the champion of 'sums' moved")
+
+    review.client.set_registered_model_alias(STUDENT, "champion", "1")
+    monkeypatch.setattr(registry, "decide", too_late)
+    assert await review.look() == ["the champion of 'sums' moved"]
+    assert review.names()["champion"] == 1, "the order stands"
+    monkeypatch.setattr(registry, "decide", decided)
+    await review.look()
+
+    assert await review.served() == [(1, "student")]
+    assert (await registry.pointer(pool, TENANT.id, "sums")).sequence == 3

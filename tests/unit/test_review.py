@@ -62,6 +62,8 @@ def test_moves_that_mean_nothing_are_answered_and_not_obeyed() -> None:
 def test_a_word_is_an_order_once() -> None:
     assert told(STANDING, {}, v2="veto") == [("veto", 2, None)]
     assert told(Standing(able=STANDING.able, out=frozenset({2})), {}, v2="veto") == []
+    broken_off = Standing(champion=2, tier="ta", challenger=3, able=STANDING.able, out=frozenset({3}))
+    assert told(broken_off, {}, v3="veto") == [("veto", 3, None)], "it is refused, but still on its way"
     assert told(STANDING, {}, v2="approve") == [("approve", 2, "teacher")]
     assert [action for action, _, _ in told(STANDING, {}, v1="approve", v3="perhaps")] == ["nothing", "nothing"]
 

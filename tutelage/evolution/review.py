@@ -75,7 +75,8 @@ def orders(standing: Standing, elsewhere: Mapping[str, int | None], marks: Mappi
 
 def _marked(standing: Standing, version: int, mark: Mark) -> Order | None:
     if mark.word == "veto":
-        return None if version in standing.out and version != standing.champion else Order("veto", version, "vetoed")
+        done = version in standing.out and version not in (standing.champion, standing.challenger)
+        return None if done else Order("veto", version, "vetoed")
     if mark.word != "approve":
         return Order("nothing", version, f"{mark.word!r} says nothing; the words are approve and veto")
     if version not in standing.waiting:
