@@ -105,7 +105,7 @@ async def _serve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) 
     champion = Pointer(now.sequence + 1, *version, order.tier)
     if (now.student, now.version) != version:
         await standing.renew(pool, version)  # first: an old alarm would have the watch roll it back at once
-    await _decide(pool, slot, order, _called(champion, now), champion, now, actor, reason)
+    await _decide(pool, slot, order, _called(champion, now), champion, actor, reason)
     await standing.forget(pool, version, "live", "shadow")
     await registry.complete_version(pool, slot.student, order.version, status=order.tier, awaits=None)
     if order.version == slot.standing.challenger:
@@ -124,22 +124,22 @@ def _called(after: Pointer, before: Pointer) -> Action:
 
 async def _withdraw(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) -> None:
     now = await registry.pointer(pool, slot.tenant_id, slot.domain)
-    await _decide(pool, slot, order, "rollback", Pointer(now.sequence), now, actor, f"{reason}; the teachers answer")
+    await _decide(pool, slot, order, "rollback", Pointer(now.sequence), actor, f"{reason}; the teachers answer")
 
 
 async def _veto(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) -> None:
     """It answers nothing any more, and no rollback comes back to it."""
-    await registry.complete_version(pool, slot.student, order.version, status="refused", awaits=None)
     now = await registry.pointer(pool, slot.tenant_id, slot.domain)
     if order.version == slot.standing.challenger:
-        await _decide(pool, slot, order, "stop", now, now, actor, reason)
+        await _decide(pool, slot, order, "stop", now, actor, reason)
         await standing.move_rollout(pool, _rollout(slot, order), percent=0)
     elif (now.student, now.version) == (slot.student, order.version):
         former = await registry.before(pool, slot.tenant_id, slot.domain, student=slot.student, version=order.version)
         instead = f"v{former.version} answers" if former.student else "the teachers answer"
-        await _decide(pool, slot, order, "rollback", former, now, actor, f"{reason}; {instead}")
+        await _decide(pool, slot, order, "rollback", former, actor, f"{reason}; {instead}")
     else:
-        await _decide(pool, slot, order, "refuse", now, now, actor, reason)
+        await _decide(pool, slot, order, "refuse", now, actor, reason)
+    await registry.complete_version(pool, slot.student, order.version, status="refused", awaits=None)
 
 
 async def _approve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) -> None:
@@ -148,7 +148,7 @@ async def _approve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str
         await _serve(pool, slot, order, actor, reason)
     elif order.version == slot.standing.challenger:
         now = await registry.pointer(pool, slot.tenant_id, slot.domain)
-        await _decide(pool, slot, order, "challenge", now, now, actor, f"{reason}, when it takes over")
+        await _decide(pool, slot, order, "challenge", now, actor, f"{reason}, when it takes over")
         await pool.execute("update rollouts set tier = $3 where student = $1 and version = $2", slot.student, order.version, order.tier)
         await registry.complete_version(pool, slot.student, order.version, awaits=None)
     elif slot.standing.champion is not None:
@@ -159,7 +159,7 @@ async def _approve(pool: Pool, slot: Slot, order: Order, actor: str, reason: str
 
 async def _challenge(pool: Pool, slot: Slot, order: Order, actor: str, reason: str) -> None:
     now = await registry.pointer(pool, slot.tenant_id, slot.domain)
-    await _decide(pool, slot, order, "challenge", now, now, actor, reason)
+    await _decide(pool, slot, order, "challenge", now, actor, reason)
     await registry.complete_version(pool, slot.student, order.version, status="challenger", awaits=None)
     await standing.begin_rollout(pool, _rollout(slot, order))
 
@@ -171,9 +171,10 @@ def _rollout(slot: Slot, order: Order) -> Rollout:
     return Rollout(slot.tenant_id, slot.domain, slot.student, order.version, slot.percent, order.tier or "student")
 
 
-async def _decide(pool: Pool, slot: Slot, order: Order, action: Action, champion: Pointer, now: Pointer, actor: str, reason: str) -> None:
+async def _decide(pool: Pool, slot: Slot, order: Order, action: Action, champion: Pointer, actor: str, reason: str) -> None:
+    """Raises PromotionConflict where the ledger has moved since the order was read: it may mean something else now."""
     decision = Decision(slot.tenant_id, slot.domain, action, slot.student, order.version, champion, reason, {}, actor)
-    await registry.decide(pool, decision, expected=now.sequence)
+    await registry.decide(pool, decision, expected=slot.sequence)
 
 
 async def _project(pool: Pool, desk: Desk, slot: Slot, names: Mapping[str, str]) -> None:

@@ -134,6 +134,17 @@ async def test_an_alias_moved_by_hand_changes_what_is_served_and_the_ledger_says
     assert await review.look() == []
 
 
+async def test_two_aliases_moved_at_once_are_two_lines_of_the_ledger_a_look_each(review: Review) -> None:
+    for alias in ("champion", "ta"):
+        review.client.set_registered_model_alias(STUDENT, alias, "1")
+    await review.look()
+    assert await review.served() == [(1, "student")]
+    await review.look()
+
+    assert await review.served() == [(1, "ta")]
+    assert review.names() == {"champion": 1, "ta": 1, "challenger": 3}
+
+
 async def test_an_alias_that_was_taken_away_leaves_the_domain_to_the_teachers(review: Review) -> None:
     review.client.delete_registered_model_alias(STUDENT, "champion")
     await review.look()
