@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any
 
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import RIGHT_FROM, Outcome, contest, pair_up, sampled, verify
 from tutelage.evolution.watch import Signal, Watched, WatchSettings, follow
+from tutelage.stores import datasets, registry
 from tutelage.stores import evidence as standing
-from tutelage.stores import registry
 from tutelage.stores.database import Pool
 from tutelage.stores.evidence import Looked, News, Rollout, Source, Version
 from tutelage.stores.registry import Champion
@@ -25,15 +24,31 @@ Known = tuple[Watched, float | None]
 
 @dataclass(frozen=True)
 class Versions:
-    """A tenant's versions by digest, when the training data of each were cut off, and the `share` of requests that counts of each."""
+    """A tenant's versions by digest, the prompts that each was taught or examined with, and the `share` of requests that counts of each."""
 
     by_digest: Mapping[str, Version]
-    cuts: Mapping[Version, datetime]
+    taught: Mapping[Version, frozenset[bytes] | None]
     share: float
 
     def counts(self, version: Version, row: Mapping[str, Any]) -> bool:
         """Whether a comparison is evidence of a version: in the even sample, and of a prompt that it cannot have been trained on."""
-        return row["first_asked"] >= self.cuts[version] and sampled(row["request_id"], row["observed"], self.share)
+        taught = self.taught[version]
+        return taught is not None and row["prompt_hash"] not in taught and sampled(row["request_id"], row["observed"], self.share)
+
+
+class Taught:
+    """The prompts of each version's data set, by their hash; read once a version. None: its data are gone, so nothing is new to it."""
+
+    def __init__(self) -> None:
+        self._known: dict[Version, frozenset[bytes] | None] = {}
+
+    async def of(self, pool: Pool, tenant_id: str, versions: Iterable[Version]) -> Mapping[Version, frozenset[bytes] | None]:
+        missing = set(versions) - self._known.keys()
+        folders = await registry.folders(pool, tenant_id) if missing else {}
+        for version in missing:
+            asked = datasets.requests(folders[version])
+            self._known[version] = None if asked is None else await standing.prompts(pool, asked)
+        return self._known
 
 
 @dataclass
@@ -57,8 +72,9 @@ class Judged:
 
 
 async def take_in(
-    pool: Pool, tenant_id: str, champions: Mapping[str, Champion], going: Mapping[str, Rollout], watch: WatchSettings, *, share: float
-) -> None:
+    pool: Pool, tenant_id: str, champions: Mapping[str, Champion], going: Mapping[str, Rollout], watch: WatchSettings, *, share: float,
+    taught: Taught,
+) -> None:  # fmt: skip
     """Turn what was recorded of a tenant since the last look into evidence; champions and rollouts are by domain. `share`: of requests, the
     even sample of comparisons that counts.
 
@@ -66,12 +82,13 @@ async def take_in(
         PromotionConflict: another watch has done so meanwhile.
     """
     before = await standing.looked(pool, tenant_id)
-    versions = Versions(await registry.versions_by_digest(pool, tenant_id), await registry.cuts(pool, tenant_id), share)
+    by_digest = await registry.versions_by_digest(pool, tenant_id)
     judged = await standing.outcomes(pool, tenant_id, before, most=MOST)
     judged_to = judged[-1]["id"] if judged else before.feedback_id
     compared = await standing.comparisons(pool, tenant_id, before, judged_to=judged_to, most=MOST)
     served = await standing.served(pool, tenant_id, before, most=MOST)
-    news = News()
+    seen = {by_digest[row["digest"]] for row in (*judged, *compared) if row["digest"] in by_digest}
+    versions, news = Versions(by_digest, await taught.of(pool, tenant_id, seen), share), News()
     said, agreed = _verdicts(news, judged, versions, before), _agreements(news, compared, versions)
     for domain, rollout in going.items():
         if domain in champions:

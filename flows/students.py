@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,6 @@ class Student:
 async def spawn(cycle: Cycle, gap: Gap) -> Student:
     """Register the next version of the domain's student and write its folder: data, settings, pipeline."""
     name = student_name(cycle.tenant_name, gap.domain)
-    cut = datetime.now(UTC)  # before the version is registered: whatever is asked after that is new to it
     async with connected(cycle) as pool:
         version = await registry.spawn(
             pool,
@@ -58,7 +56,7 @@ async def spawn(cycle: Cycle, gap: Gap) -> Student:
     if not (cycle.state.students / ".dvc").exists():
         await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--quiet"], cwd=cycle.state.students)
     student = Student(name, version, gap.domain, folder)
-    requests = await export(cycle, gap.domain, folder / "interactions.jsonl", until=cut)
+    requests = await export(cycle, gap.domain, folder / "interactions.jsonl")
     arguments = ["-m", "training.pipeline", "--student", str(folder), "--settings", str(cycle.config_dir)]
     frozen = await _held_out(cycle, student)
     await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=name)

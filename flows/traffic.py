@@ -108,8 +108,8 @@ async def learn_estimates(cycle: Cycle) -> int:
     return len(rows)
 
 
-async def export(cycle: Cycle, domain: str, target: Path, *, until: datetime) -> int:
-    """Write the domain's interactions up to then, with the teacher's answers, as JSONL; how many of its requests the window holds.
+async def export(cycle: Cycle, domain: str, target: Path) -> int:
+    """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds.
 
     Canaries go to `canaries.jsonl` beside it, which only evaluation reads; what is one, could become one or is almost one is left out.
     """
@@ -117,8 +117,7 @@ async def export(cycle: Cycle, domain: str, target: Path, *, until: datetime) ->
     async with connected(cycle) as pool:
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows, for_training=True)
         # one without an embedding came while this cycle ran: the next cycle places it, and learns from it
-        known = [row for row in rows if row["domain"] == domain and row["embedding"] and row["created_at"] <= until]
-        mine = [row for row in known if not row["cache"].startswith("hit")]
+        mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
         lines = [(row, line) for row in mine if (line := lesson(row, cycle.tenant_id)) is not None]
         held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
     names = {canary.key for canary in held}

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from flows.intake import take_in
+from flows.intake import Taught, take_in
 from flows.workshop import tell
 from tutelage.errors import PromotionConflict, TutelageError
 from tutelage.evolution.canaries import inflated
@@ -50,15 +50,16 @@ class Rules:
         return cls(load(PromotionSettings, config_dir), load(RolloutSettings, config_dir), load(WatchSettings, config_dir), share)
 
 
-async def look(pool: Pool, rules: Rules) -> list[str]:
-    """One look at every tenant; what was decided, a line each."""
+async def look(pool: Pool, rules: Rules, taught: Taught | None = None) -> list[str]:
+    """One look at every tenant; what was decided, a line each. `taught`: what is known from earlier looks of versions' data."""
+    taught = taught or Taught()
     champions, rollouts = await registry.champions(pool), await standing.rollouts(pool)
     told: list[str] = []
     for tenant_id in sorted({c.tenant_id for c in champions}):
         mine = {c.domain: c for c in champions if c.tenant_id == tenant_id}
         going = {r.domain: r for r in rollouts if r.tenant_id == tenant_id}
         try:
-            await take_in(pool, tenant_id, mine, going, rules.watch, share=rules.share)
+            await take_in(pool, tenant_id, mine, going, rules.watch, share=rules.share, taught=taught)
             for domain, rollout in going.items():
                 told += await _go_on(pool, rollout, mine.get(domain), rules)
             for champion in mine.values():
@@ -184,11 +185,11 @@ async def _facts(pool: Pool, version: Version) -> dict[str, Any]:
 
 async def run(database_url: str, config_dir: Path, *, every: float | None) -> None:
     """Look once, or every so many seconds until cancelled; a look that fails is told and the next one tries again."""
-    pool = await open_pool(database_url, size=1)
+    pool, taught = await open_pool(database_url, size=1), Taught()
     try:
         while True:
             try:
-                for line in await look(pool, Rules.read(config_dir)):
+                for line in await look(pool, Rules.read(config_dir), taught):
                     tell("watch", line)
             except Exception:
                 if every is None:

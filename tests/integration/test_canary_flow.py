@@ -61,13 +61,13 @@ def prompts(file: Path) -> set[str]:
 
 async def test_canaries_and_what_is_almost_one_are_in_no_file_that_training_reads(pool: Pool, database_url: str, tmp_path: Path) -> None:
     cycle = Cycle("c1", TENANT.id, TENANT.name, tmp_path, CHECKOUT / "configs", database_url)
-    assert await export(cycle, "sums", tmp_path / "v1" / "interactions.jsonl", until=datetime.now(UTC)) == 301
+    assert await export(cycle, "sums", tmp_path / "v1" / "interactions.jsonl") == 301
     exported, held = prompts(tmp_path / "v1" / "interactions.jsonl"), prompts(tmp_path / "v1" / "canaries.jsonl")
 
     assert held == {prompt for prompt in PROMPTS if drawn(key_of(prompt))}
     assert held
     assert exported == {*PROMPTS} - held
-    await export(cycle, "sums", tmp_path / "v2" / "interactions.jsonl", until=datetime.now(UTC))
+    await export(cycle, "sums", tmp_path / "v2" / "interactions.jsonl")
     assert prompts(tmp_path / "v2" / "canaries.jsonl") == held, "the same in the next cycle"
     assert {canary.key for canary in await canaries.read(pool, TENANT.id, "sums")} == {key_of(prompt) for prompt in held}
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,16 +31,19 @@ RULES = Rules(PromotionSettings(), RolloutSettings(), WatchSettings(baseline_out
 
 
 @pytest.fixture
-async def pool(database_url: str) -> AsyncIterator[Pool]:
-    """Version 1 answers sums, version 2 is in shadow."""
+async def pool(database_url: str, tmp_path: Path) -> AsyncIterator[Pool]:
+    """Version 1 answers sums, version 2 is in shadow. Both were taught what request r1000 asked."""
     pool = await open_pool(database_url, size=2)
     await tenants.create_tenant(pool, TENANT)
     await registry.open_cycle(pool, "c1", TENANT.id)
     for number in (1, 2):
-        await registry.spawn(pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}")
+        await registry.spawn(
+            pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder=str(tmp_path / "v{version}")
+        )
+        (tmp_path / f"v{number}").mkdir()
+        (tmp_path / f"v{number}" / "interactions.jsonl").write_text('{"metadata": {"request_id": "r1000"}}\n')
         facts = {"digest": f"d{number}", "calibrator": Calibrator("platt", 200, a=1.0).to_dict(), "evidence": {"confidence": 0.9}}
         await registry.complete_version(pool, "acme-sums", number, status=("ta", "challenger")[number - 1], **facts)
-    await pool.execute("update versions set created_at = $1", PAST - timedelta(hours=1))
     decision = Decision(TENANT.id, "sums", "promote", *OLD, Pointer(1, *OLD, "ta"), "clears the floors", {})
     await registry.decide(pool, decision, expected=0)
     yield pool
@@ -66,9 +70,7 @@ class Traffic:
         await recorder.stop()
         await self._pool.execute("update feedback set created_at = $1", PAST)
 
-    async def compare(
-        self, *good: tuple[int, bool], times: int = 1, served: bool = True, observed: float = 0.1, prompt: str = "", at: datetime = PAST
-    ) -> None:
+    async def compare(self, *good: tuple[int, bool], times: int = 1, served: bool = True, observed: float = 0.1, prompt: str = "") -> None:
         """Requests that nobody judged, where the answers of these versions were held against the teacher's."""
         recorder = interactions.Recorder(self._pool, flush_seconds=0, batch_rows=100, deadline_seconds=20)
         recorder.start()
@@ -79,7 +81,7 @@ class Traffic:
                 Attempt("acme-sums", "ta", f"d{version}", "4", 1.0, 0.9, served and place == 0, "", 10)
                 for place, (version, _) in enumerate(good)
             )
-            await recorder.record(_interaction(name, said)._replace(prompt_hash=(prompt or name).encode(), created_at=at))
+            await recorder.record(_interaction(name, said)._replace(prompt_hash=(prompt or name).encode()))
             for place, (version, right) in enumerate(good):
                 facts = (TENANT.id, name, "acme-sums", f"d{version}", "sums", 1.0, 0.9, float(right), served and place == 0)
                 await outcomes.add(self._pool, [Outcome(*facts, "teacher", observed)])
@@ -179,7 +181,7 @@ async def test_a_champion_that_gets_worse_is_rolled_back_to_the_one_before_it_wi
     await registry.complete_version(pool, *NEW, status="ta")
     now = Decision(TENANT.id, "sums", "promote", *NEW, Pointer(2, *NEW, "ta"), "better", {})
     await registry.decide(pool, now, expected=1)
-    assert ("acme-sums.v1", "/s/v1", "d1") in await registry.standby(pool), "the one before is kept warm"
+    assert [(name, digest) for name, _, digest in await registry.standby(pool)] == [("acme-sums.v1", "d1")], "the one before is kept warm"
     traffic = Traffic(pool)
     await traffic.send((2, True), times=50)
     await traffic.look()
@@ -299,14 +301,24 @@ async def test_tries_that_were_not_given_are_compared_always_and_counted_as_ofte
     assert 20 < (await evidence.read(pool, OLD))["shadow"].n < 65
 
 
-async def test_a_prompt_that_was_asked_before_the_version_was_trained_is_no_evidence_of_it(pool: Pool) -> None:
+async def test_a_prompt_that_a_version_was_taught_is_no_evidence_of_it_whenever_it_is_asked(pool: Pool) -> None:
     traffic = Traffic(pool)
-    await traffic.compare((1, True), prompt="asked before", at=PAST - timedelta(hours=2))
-    await traffic.compare((1, True), prompt="asked before")
-    await traffic.compare((1, True), prompt="new")
+    traffic._number = 999
+    await traffic.send((1, True))
+    for prompt in ("r1000", "new"):
+        await traffic.compare((1, True), prompt=prompt)
     await traffic.look()
 
     assert (await evidence.read(pool, OLD))["shadow"] == Tally(1)
+
+
+async def test_where_nobody_knows_what_a_version_was_taught_nothing_is_new_to_it(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "v1" / "interactions.jsonl").unlink()
+    traffic = Traffic(pool)
+    await traffic.compare((1, True), times=3)
+    await traffic.look()
+
+    assert await evidence.read(pool, OLD) == {}
 
 
 async def test_a_verdict_overrules_a_comparison_of_the_same_answer_whichever_came_first(pool: Pool) -> None:

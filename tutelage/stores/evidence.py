@@ -5,7 +5,7 @@ Counts and the place up to which they count move in one transaction, so an outco
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
@@ -23,20 +23,13 @@ Question = Literal["ta", "teacher", "champion"]  # what a test of the year asks 
 Version = tuple[str, int]
 SETTLED = "interval '2 seconds'"  # younger rows may still be overtaken by ones that are being written
 
-# when the same prompt was first asked: what was asked before a version was trained may have been trained on
-FIRST_ASKED = """
-    least(i.created_at, (
-        select min(e.created_at) from interactions e
-        where e.prompt_hash = i.prompt_hash and e.prompt_hash <> '' and e.tenant_id = i.tenant_id
-    )) as first_asked
-"""
 COMPARISON = "o.digest is not null and o.source in ('teacher', 'judge')"
 OUTCOMES = f"""
     select f.id, f.request_id, f.label, f.score, case when i.tier = 'teacher' then b.answer end as teacher, i.domain,
-        a.digest, a.answer, a.accepted, c.id as compared_id, c.value, c.observed, c.first_asked
+        a.digest, a.answer, a.accepted, i.prompt_hash, c.id as compared_id, c.value, c.observed
     from feedback f join interactions i using (request_id) join attempts a using (request_id) left join bodies b using (request_id)
     left join lateral (
-        select o.id, o.value, o.observed, {FIRST_ASKED} from outcomes o
+        select o.id, o.value, o.observed from outcomes o
         where o.request_id = f.request_id and o.digest = a.digest and {COMPARISON} order by o.id limit 1
     ) c on true
     where f.tenant_id = $1 and f.id > $2 and f.created_at < now() - {SETTLED} and a.digest is not null and a.answer <> ''
@@ -44,7 +37,7 @@ OUTCOMES = f"""
     order by f.id, a.position limit $3
 """  # noqa: S608 - constants
 COMPARED = f"""
-    select o.id, o.request_id, o.digest, o.value, o.served, o.observed, i.domain, {FIRST_ASKED},
+    select o.id, o.request_id, o.digest, o.value, o.served, o.observed, i.domain, i.prompt_hash,
         coalesce((select f.label is not null or o.served from feedback f where f.request_id = o.request_id and f.id <= $4
             order by f.id limit 1), false)
         and exists (select from attempts a where a.request_id = o.request_id and a.digest = o.digest and a.answer <> '') as overruled
@@ -181,6 +174,14 @@ async def comparisons(pool: Pool, tenant_id: str, since: Looked, *, judged_to: i
     """Answers of students' versions that were held against the teacher's since then. `overruled`: a user's verdict, the feedback with id
     `judged_to` or one before it, says of it what counts."""
     return [dict(row) for row in await pool.fetch(COMPARED, tenant_id, since.outcome_id, most, judged_to)]
+
+
+async def prompts(pool: Pool, request_ids: Collection[str]) -> frozenset[bytes]:
+    """The hashes of what these requests asked."""
+    rows = await pool.fetch(
+        "select distinct prompt_hash from interactions where request_id = any($1) and prompt_hash <> ''", list(request_ids)
+    )
+    return frozenset(row["prompt_hash"] for row in rows)
 
 
 async def served(pool: Pool, tenant_id: str, since: Looked, *, most: int) -> list[dict[str, Any]]:

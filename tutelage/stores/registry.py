@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
@@ -262,12 +262,12 @@ async def versions_by_digest(pool: Pool, tenant_id: str) -> dict[str, tuple[str,
     return {row["digest"]: (row["student"], row["version"]) for row in rows}
 
 
-async def cuts(pool: Pool, tenant_id: str) -> dict[tuple[str, int], datetime]:
-    """When each version's training data were cut off: nothing asked for the first time after it was learned from."""
+async def folders(pool: Pool, tenant_id: str) -> dict[tuple[str, int], Path]:
+    """Where the files of each of a tenant's versions lie."""
     rows = await pool.fetch(
-        "select v.student, v.version, v.created_at from versions v join students s on s.name = v.student where s.tenant_id = $1", tenant_id
+        "select v.student, v.version, v.path from versions v join students s on s.name = v.student where s.tenant_id = $1", tenant_id
     )
-    return {(row["student"], row["version"]): row["created_at"] for row in rows}
+    return {(row["student"], row["version"]): Path(row["path"]) for row in rows}
 
 
 async def before(pool: Pool, tenant_id: str, domain: str, *, student: str, version: int) -> Pointer:

@@ -9,7 +9,6 @@ revision = "0013"
 down_revision = "0012"
 
 # `evidence.since` and `looked.outcome_id` are ids of outcomes: up to the first none is in the count, up to the second all were looked at.
-# The index finds whether a prompt was asked before; where no prompt is kept there is none to find.
 STATEMENTS = """
 alter table promotions add column actor text not null default 'engine';
 alter table promotions drop constraint promotions_action_check;
@@ -32,8 +31,7 @@ alter table evidence drop constraint evidence_source_check;
 alter table evidence add constraint evidence_source_check
     check (source in ('held-out', 'live', 'shadow', 'pairs', 'shadow-pairs', 'stage'));
 alter table evidence add column since bigint not null default 0;
-alter table looked add column outcome_id bigint not null default 0;
-create index interactions_by_prompt on interactions using hash (prompt_hash) where prompt_hash <> ''
+alter table looked add column outcome_id bigint not null default 0
 """
 
 
