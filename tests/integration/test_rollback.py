@@ -56,8 +56,8 @@ async def running(home: Home, encoder: Path, servers: engines.Engines, database_
 
 @dataclass
 class Load:
-    """Clients that ask again and again, every third time what was asked before, and say whether the answer was right. They pause as long as a
-    worker that has a core to itself needs: what waits behind a worker that is too busy says nothing of a rollback."""
+    """Clients that ask again and again, every third time what was asked before, and say whether the answer was right. They leave the worker
+    room: what waits behind one that is too busy says nothing of a rollback."""
 
     running: Running
     replies: list[tuple[float, int, str, str, str]] = field(default_factory=list)  # when, status, text, cache state, prompt
