@@ -53,6 +53,8 @@ from tutelage.telemetry import Metrics, log_to_stderr, spans_from_environment
 
 log = logging.getLogger(__name__)
 
+COLLECT = (5_000, 20, 100)  # objects before a look for cycles: a request makes hundreds, and hardly any; the default looks once a request
+
 
 def create() -> wire.Gateway:
     """The app as a server process starts it; everything comes from the environment set by `tutelage serve`."""
@@ -198,6 +200,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             opened.push_async_callback(part.stop)
         if setup.own_process:
             gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
+            gc.set_threshold(*COLLECT)
         yield
 
 

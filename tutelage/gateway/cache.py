@@ -66,6 +66,9 @@ class Entry(NamedTuple):
     context: str = ""
 
 
+Looking = asyncio.Future[Entry | None]  # a look into Valkey that is under way
+
+
 class Keeping(NamedTuple):
     """One entry on its way to Valkey."""
 
@@ -102,14 +105,18 @@ class Cache:
         self._clock = clock
         self._near: LRUCache[CacheKey, tuple[Entry, int]] = LRUCache(worker_bytes, getsizeof=lambda held: held[1])
         self._looks: Batched[CacheKey, Entry | None] = Batched(self._get)
-        self._keeps: Batched[Keeping, None] = Batched(self._set, gather_seconds=KEEP_SECONDS)
+        self._keeps: Batched[Keeping, None] = Batched(self._set, linger_seconds=KEEP_SECONDS)
         self._down_until = 0.0
         self.statistics: dict[str, Counter[str]] = {}
 
-    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True) -> Entry | None:
-        """The entry, if its model is among those that are `live`; one whose model is not is forgotten."""
+    def begin(self, key: CacheKey) -> Looking | None:
+        """Ask Valkey already, for a `find` that comes soon; nothing where there is no need to."""
+        return None if key in self._near or self._down else self._looks.begin(key)
+
+    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True, looking: Looking | None = None) -> Entry | None:
+        """The entry, if its model is among those that are `live`; one whose model is not is forgotten. `looking`: what `begin` gave."""
         held = self._near.get(key)
-        entry = held[0] if held else await self._far(key)
+        entry = held[0] if held else await self._far(key, looking)
         found: Found = "miss" if entry is None or entry.expires_at <= self._clock() else "exact" if entry.lineage in live else "stale"
         if found == "stale":
             self._near.pop(key, None)
@@ -172,11 +179,11 @@ class Cache:
     def _down(self) -> bool:
         return self._clock() < self._down_until
 
-    async def _far(self, key: CacheKey) -> Entry | None:
-        if self._down:
+    async def _far(self, key: CacheKey, looking: Looking | None) -> Entry | None:
+        if looking is None and self._down:
             return None
         try:
-            return await self._looks(key)
+            return await (looking or self._looks.begin(key))
         except FAULTS as failed:
             log.warning("cache look-up failed, treated as a miss: %r", failed)
             self._down_until = self._clock() + PAUSE_SECONDS
