@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.gate import Judged, gate, package, register, roll_out
+from flows.gate import Judged, gate, package, register, roll_out, show
 from flows.students import curate, distill, evaluate, finetune, spawn
 from flows.traffic import detect_gaps, find_domains, learn_estimates
 from flows.workshop import Cycle, connected, tell
@@ -51,6 +51,8 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
         if entry.verdict.action == "promote":
             await package(cycle, entry)
         await roll_out(cycle, entry)
+    if judged:
+        await show(cycle)
     return {"students": {e.student.name: {"action": e.verdict.action, "reason": e.verdict.reason} for e in judged}}
 
 

@@ -14,25 +14,27 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.students import Student
-from flows.workshop import Cycle, connected, run_stage, tell
+from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import contest
-from tutelage.evolution.promotion import Comparison, Evidence, PromotionSettings, Verdict, compared, judge
-from tutelage.fleet.tiers import TierControl, Wanted
-from tutelage.settings import TierSettings, load
+from tutelage.evolution.promotion import Comparison, Evidence, PromotionSettings, Verdict, compared, confirmed, judge
+from tutelage.fleet import processes
+from tutelage.fleet.tiers import Wanted
+from tutelage.settings import load
 from tutelage.stores import evidence as standing
 from tutelage.stores import registry
 from tutelage.stores.registry import Decision, Pointer
 
-DECISIONS = {"promote": "promoted", "keep": "kept", "refuse": "refused", "challenge": "challenges"}
+DECISIONS = {"promote": "promoted", "keep": "kept", "refuse": "refused", "challenge": "challenges", "wait": "waits"}
+STATUS = {"promote": "ta", "keep": "student", "refuse": "refused", "challenge": "challenger", "wait": "waiting"}
 TOLD = {
     "promote": "answers {domain}",
     "keep": "answers {domain} where it is sure",
     "refuse": "refused, nothing changes",
     "challenge": "in shadow: the champion of {domain} goes on answering",
+    "wait": "answers nothing of {domain} before a person approves it in MLflow",
 }
-ALIASES = {"promote": "champion", "keep": "student", "refuse": None, "challenge": "challenger"}
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,14 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
         settings = load(PromotionSettings, cycle.config_dir)
         number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
         verdict = judge(evidence, settings, needed=settings.needed(number, passed))
-        if verdict.action == "promote" and "ta" in settings.approval:
-            verdict = Verdict("keep", "student", f"{verdict.reason}; a person confirms every ta (promotion.yaml, approval)")
         await _note(pool, student, evidence, verdict)
+        verdict = confirmed(verdict, settings.approval)
         await registry.complete_version(
             pool,
             student.name,
             student.version,
-            status={"promote": "ta", "keep": "student", "refuse": "refused", "challenge": "challenger"}[verdict.action],
+            status=STATUS[verdict.action],
+            awaits=verdict.awaits,
             digest=manifest["adapter_digest"],
             base_fingerprint=manifest["base_fingerprint"],
             calibrator=report["calibrator"],
@@ -77,7 +79,8 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
 async def register(cycle: Cycle, judged: Sequence[Judged]) -> None:
-    """Every candidate becomes an MLflow model version with its evidence; the refused ones too, with their reason."""
+    """Every candidate becomes an MLflow model version with its evidence; the refused ones too, with their reason. Its aliases follow once
+    the ledger has decided (`flows.review`)."""
     jobs = [_job(cycle, j) for j in judged]
     file = cycle.state.folder("run") / f"publish-{cycle.id}.json"
     file.write_text(json.dumps(jobs))
@@ -106,8 +109,10 @@ async def package(cycle: Cycle, judged: Judged) -> None:
 async def roll_out(cycle: Cycle, judged: Judged) -> None:
     """Load the adapter where the tier runs, then move the champion pointer by compare-and-set; a refusal is noted and moves nothing."""
     student, verdict = judged.student, judged.verdict
-    if verdict.action != "refuse":
-        _load(cycle, judged)
+    if verdict.action not in ("refuse", "wait"):
+        name, digest = registry.adapter_name(student.name, student.version), student.manifest()["adapter_digest"]
+        if not load_adapter(cycle.state, cycle.config_dir, Wanted(name, str(student.folder / "adapter"), digest)):
+            tell("rollout", "no tier runs; it will load the adapter when it starts", student=student.name)
     now = Pointer(judged.pointer.sequence + 1, student.name, student.version, verdict.tier)
     champion = now if verdict.action in ("promote", "keep") else judged.pointer
     async with connected(cycle) as pool:
@@ -131,11 +136,19 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
     tell("rollout", TOLD[verdict.action].format(domain=student.domain), student=student.name)
 
 
+@task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5)
+async def show(cycle: Cycle) -> None:
+    """MLflow's aliases follow the ledger; where the reviewer's desk runs beside the gateway, it sees to that."""
+    if processes.find(cycle.state, "review") is None:
+        await run_stage(cycle, "review", ["-m", "flows.review", "--once", "--config", str(cycle.config_dir)])
+
+
 def card(student: Student, evidence: Evidence, verdict: Verdict) -> str:
     """What a reviewer needs to decide from, in Markdown."""
     before = "not measured" if evidence.before is None else f"{evidence.before:.3f}"
     rows = {
         "verdict": f"**{verdict.action}**",
+        "waits for a person": f"as **{verdict.awaits}**" if verdict.awaits else "no",
         "reason": verdict.reason,
         "held-out items": evidence.n,
         "right": f"{evidence.accuracy:.3f}, 95 % Wilson [{evidence.lower:.3f}, {evidence.upper:.3f}]",
@@ -247,7 +260,6 @@ def _prompts(file: Path) -> set[str]:
 
 def _job(cycle: Cycle, judged: Judged) -> dict[str, Any]:
     student, verdict = judged.student, judged.verdict
-    alias = ALIASES[verdict.action]
     return {
         "student_dir": str(student.folder),
         "name": student.name,
@@ -261,20 +273,4 @@ def _job(cycle: Cycle, judged: Judged) -> dict[str, Any]:
             "gate": verdict.action,
         },
         "description_markdown": card(student, judged.evidence, verdict),
-        "aliases": [alias] if alias else [],
     }
-
-
-def _load(cycle: Cycle, judged: Judged) -> None:
-    """Raises AdapterRejected when the tier refuses the files. No running tier is no fault: `serve` loads what the ledger names."""
-    port = load(TierSettings, cycle.config_dir).port
-    control = TierControl(f"http://127.0.0.1:{port}", cycle.state.secret("tier_token"))
-    try:
-        if not control.ready():
-            tell("rollout", "no tier runs; it will load the adapter when it starts", student=judged.student.name)
-            return
-        student, digest = judged.student, judged.student.manifest()["adapter_digest"]
-        name = registry.adapter_name(student.name, student.version)
-        control.load(Wanted(name, str(student.folder / "adapter"), digest))
-    finally:
-        control.close()

@@ -1,4 +1,4 @@
-"""The watch over what serves: new outcomes become evidence, rollouts go on or stop, champions that got worse are rolled back.
+"""The watch over what serves: new outcomes become evidence (`intake`), rollouts go on or stop, champions that got worse are rolled back.
 
     python -m flows.watch [--every SECONDS] [--once] [--config DIR]
 
@@ -12,30 +12,28 @@ import argparse
 import asyncio
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from flows.intake import Taught, take_in
 from flows.workshop import tell
 from tutelage.errors import PromotionConflict, TutelageError
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
-from tutelage.evolution.outcomes import Outcome, contest, pair_up, verify
-from tutelage.evolution.promotion import PromotionSettings, compared, demote, good_enough
+from tutelage.evolution.promotion import PromotionSettings, Verdict, compared, confirmed, demote, good_enough
 from tutelage.evolution.rollout import Rollout as Going
 from tutelage.evolution.rollout import RolloutSettings, Step, step
-from tutelage.evolution.watch import Signal, Watched, WatchSettings, follow
-from tutelage.records import Tier
-from tutelage.settings import Home, load
+from tutelage.evolution.watch import WatchSettings
+from tutelage.settings import Home, RoutingSettings, load
 from tutelage.stores import evidence as standing
 from tutelage.stores import registry
 from tutelage.stores.database import Pool, open_pool
-from tutelage.stores.evidence import Looked, News, Rollout, Version
+from tutelage.stores.evidence import Rollout, Version
 from tutelage.stores.registry import Action, Champion, Decision, Pointer
 
-MOST = 5_000  # outcomes taken in at one look
 EVERY_SECONDS = 5.0
 
 
@@ -44,21 +42,24 @@ class Rules:
     promotion: PromotionSettings
     rollout: RolloutSettings
     watch: WatchSettings
+    share: float = RoutingSettings().shadow  # of requests, the even sample of comparisons with the teacher
 
     @classmethod
     def read(cls, config_dir: Path) -> Rules:
-        return cls(load(PromotionSettings, config_dir), load(RolloutSettings, config_dir), load(WatchSettings, config_dir))
+        share = load(RoutingSettings, config_dir).shadow
+        return cls(load(PromotionSettings, config_dir), load(RolloutSettings, config_dir), load(WatchSettings, config_dir), share)
 
 
-async def look(pool: Pool, rules: Rules) -> list[str]:
-    """One look at every tenant; what was decided, a line each."""
+async def look(pool: Pool, rules: Rules, taught: Taught | None = None) -> list[str]:
+    """One look at every tenant; what was decided, a line each. `taught`: what is known from earlier looks of versions' data."""
+    taught = taught or Taught()
     champions, rollouts = await registry.champions(pool), await standing.rollouts(pool)
     told: list[str] = []
     for tenant_id in sorted({c.tenant_id for c in champions}):
         mine = {c.domain: c for c in champions if c.tenant_id == tenant_id}
         going = {r.domain: r for r in rollouts if r.tenant_id == tenant_id}
         try:
-            await _take_in(pool, tenant_id, mine, going, rules)
+            await take_in(pool, tenant_id, mine, going, rules.watch, share=rules.share, taught=taught)
             for domain, rollout in going.items():
                 told += await _go_on(pool, rollout, mine.get(domain), rules)
             for champion in mine.values():
@@ -66,94 +67,6 @@ async def look(pool: Pool, rules: Rules) -> list[str]:
         except PromotionConflict as elsewhere:  # a cycle or another watch was quicker; the next look sees what is there then
             told.append(elsewhere.message)
     return told
-
-
-async def _take_in(pool: Pool, tenant_id: str, champions: Mapping[str, Champion], going: Mapping[str, Rollout], rules: Rules) -> None:
-    """Turn what was recorded since the last look into evidence."""
-    before = await standing.looked(pool, tenant_id)
-    versions = await registry.versions_by_digest(pool, tenant_id)
-    judged = await standing.outcomes(pool, tenant_id, before, most=MOST)
-    served = await standing.served(pool, tenant_id, before, most=MOST)
-    news = News()
-    accepted = _count(news, judged, versions, champions, going)
-    for champion in champions.values():
-        version = (champion.student, champion.version)
-        known = await standing.watches(pool, version)
-        mine = [row for row in served if row["digest"] == champion.digest]
-        slow = [not (row["accepted"] and row["latency_ms"] > rules.watch.slow_ms) for row in mine]
-        followed = [_accepting(known.get("acceptance"), accepted.get(version, []), rules.watch)]
-        followed.append(_serving("truncation", known, [not row["truncated"] for row in mine], rules.watch))
-        followed.append(_serving("latency", known, slow, rules.watch))
-        news.watches[version] = followed
-    last = judged[-1]["id"] if judged else before.feedback_id
-    until = served[-1]["created_at"] if served else before.served_until
-    await standing.keep(pool, tenant_id, news, before=before, after=Looked(last, until))
-
-
-def _count(
-    news: News, judged: Sequence[dict[str, Any]], versions: Mapping[str, Version], champions: Mapping[str, Champion],
-    going: Mapping[str, Rollout],
-) -> dict[Version, list[bool]]:  # fmt: skip
-    """Tallies of every version that was judged, pairs of those that contest a domain; whether each served answer was right, in order."""
-    accepted: dict[Version, list[bool]] = {}
-    by_request: dict[str, dict[Version, Outcome]] = {}
-    domains: dict[str, str | None] = {}
-    for row in judged:
-        version = versions.get(row["digest"])
-        found = verify(row["answer"], served=row["accepted"], label=row["label"], score=row["score"], teacher=row["teacher"])
-        if version is None or found is None:
-            continue
-        news.count(version, "live", Tally(int(found.win), 0, int(not found.win)))
-        by_request.setdefault(row["request_id"], {})[version] = found
-        domains[row["request_id"]] = row["domain"]
-        if row["accepted"]:
-            accepted.setdefault(version, []).append(found.right)
-    for domain, rollout in going.items():
-        champion = champions.get(domain)
-        if champion is not None:
-            mine = [outcomes for request, outcomes in by_request.items() if domains[request] == domain]
-            _contests(news, rollout, (champion.student, champion.version), mine)
-    return accepted
-
-
-def _contests(news: News, rollout: Rollout, champion: Version, by_request: Sequence[Mapping[Version, Outcome]]) -> None:
-    """Pairs of challenger and champion: on one request where both answered it (shadow), else in the order of their own."""
-    candidate = (rollout.student, rollout.version)
-    alone = {side: list(rollout.waiting.get(side, ())) for side in ("candidate", "champion")}
-    pairs = Tally()
-    for outcomes in by_request:
-        if candidate in outcomes and champion in outcomes:
-            pairs += contest(outcomes[candidate].right, outcomes[champion].right)
-        elif candidate in outcomes:
-            alone["candidate"].append(outcomes[candidate].right)
-        elif champion in outcomes and rollout.percent:
-            alone["champion"].append(outcomes[champion].right)
-    more, left, theirs = pair_up(alone["candidate"], alone["champion"])
-    for source in ("pairs", "stage"):
-        news.count(candidate, source, pairs + more)
-    news.waiting[rollout.domain] = {"candidate": left, "champion": theirs[:MOST]}
-
-
-def _accepting(known: tuple[Watched, float | None] | None, right: Sequence[bool], settings: WatchSettings) -> tuple[Watched, float | None]:
-    """Acceptance: the first outcomes freeze the baseline, the later ones are held to it."""
-    watched, baseline = known or (Watched("acceptance", (), 0, 0, False, ""), None)
-    if baseline is None:
-        first, right = right[: settings.baseline_outcomes - watched.seen], right[settings.baseline_outcomes - watched.seen :]
-        seen, bad = watched.seen + len(first), watched.bad + sum(not outcome for outcome in first)
-        if seen < settings.baseline_outcomes:
-            told = f"acceptance: {seen} of {settings.baseline_outcomes} outcomes until it is frozen"
-            return replace(watched, seen=seen, bad=bad, reason=told), None
-        baseline = 1 - bad / seen
-        detector = settings.detector("acceptance", baseline)
-        return follow("acceptance", detector, right), baseline
-    return follow("acceptance", settings.detector("acceptance", baseline), right, watched), baseline
-
-
-def _serving(
-    signal: Signal, known: Mapping[str, tuple[Watched, float | None]], good: Sequence[bool], settings: WatchSettings
-) -> tuple[Watched, float | None]:
-    detector = settings.detector(signal, 0.0)
-    return follow(signal, detector, good, known[signal][0] if signal in known else None), detector.baseline
 
 
 async def _go_on(pool: Pool, rollout: Rollout, champion: Champion | None, rules: Rules) -> list[str]:
@@ -164,7 +77,7 @@ async def _go_on(pool: Pool, rollout: Rollout, champion: Champion | None, rules:
     counts = await standing.read(pool, version)
     facts = await _facts(pool, version)
     prices = await standing.prices(pool, [facts["digest"], champion.digest if champion else ""])
-    pairs = counts.get("pairs", Tally())
+    pairs = counts.get("pairs", Tally()) + counts.get("shadow-pairs", Tally())
     comparison = compared(
         pairs, domain=rollout.domain, price=prices.get(facts["digest"], 0.0),
         champion_price=prices.get(champion.digest, 0.0) if champion else 0.0,
@@ -187,7 +100,7 @@ async def _go_on(pool: Pool, rollout: Rollout, champion: Champion | None, rules:
     if taken.action == "promote":
         return told + await _took_over(pool, rollout)
     if taken.action == "stop":
-        await registry.complete_version(pool, *version, status="refused")
+        await registry.complete_version(pool, *version, status="refused", awaits=None)
     await standing.move_rollout(pool, rollout, percent=taken.percent)
     return told
 
@@ -210,7 +123,7 @@ async def _hold(pool: Pool, champion: Champion, rules: Rules) -> list[str]:
     if alarms:
         former = await registry.before(pool, champion.tenant_id, champion.domain, student=champion.student, version=champion.version)
         reason = f"rolled back to {former.student or 'the teachers'}: {alarms[0].reason}"
-        await registry.complete_version(pool, *version, status="refused")
+        await registry.complete_version(pool, *version, status="refused", awaits=None)
         await _decide(pool, champion.tenant_id, champion.domain, "rollback", version, former, reason, {}, now)
         return [f"{champion.student} v{champion.version}: {reason}"]
     counts = await standing.read(pool, version)
@@ -219,28 +132,39 @@ async def _hold(pool: Pool, champion: Champion, rules: Rules) -> list[str]:
 
 async def _change_tier(pool: Pool, champion: Champion, counts: Mapping[str, Tally], now: Pointer, settings: PromotionSettings) -> list[str]:
     """Up or down the ladder by what it showed."""
-    version, live = (champion.student, champion.version), counts.get("live", Tally())
-    verdict = demote(champion.tier, live, settings)
+    version, shown = (champion.student, champion.version), counts.get("live", Tally()) + counts.get("shadow", Tally())
+    verdict = demote(champion.tier, shown, settings)
     tier, reason, action = verdict.tier, verdict.reason, verdict.action
     if action == "keep":
-        higher: Tier | None = {"student": "ta", "ta": "teacher"}.get(champion.tier)  # type: ignore[assignment]
-        if higher is None or higher in settings.approval or not live.n:
+        higher: Literal["ta", "teacher"] | None = {"student": "ta", "ta": "teacher"}.get(champion.tier)  # type: ignore[assignment]
+        facts = await _facts(pool, version)
+        if higher is None or facts["awaits"] == higher or not shown.n:
             return []
         number, passed = await standing.enrol(pool, *version, higher, year=datetime.now(UTC).year)
-        confidence = float((await _facts(pool, version))["evidence"].get("confidence") or 0.0)
-        together = live + counts.get("held-out", Tally())
-        finding = good_enough(together, confidence, settings.floors(higher), needed=settings.needed(number, passed))
+        confidence = float(facts["evidence"].get("confidence") or 0.0)
+        finding = good_enough(shown, confidence, settings.floors(higher), needed=settings.needed(number, passed))
         if not finding.passed:
             return []
         await standing.mark_passed(pool, *version, higher)
+        verdict = confirmed(Verdict("promote", higher, finding.reason), settings.approval)
+        if verdict.awaits is not None:
+            return await _wait(pool, champion, verdict, counts, now)
         tier, reason, action = higher, finding.reason, "promote"
     if tier is None or action not in ("promote", "demote"):
         return []
     after = Pointer(now.sequence + 1, champion.student, champion.version, tier)
     await _decide(pool, champion.tenant_id, champion.domain, action, version, after, reason, {k: vars(v) for k, v in counts.items()}, now)
-    await standing.forget(pool, version, "live")
-    await registry.complete_version(pool, *version, status=tier)
+    await standing.forget(pool, version, "live", "shadow")
+    await registry.complete_version(pool, *version, status=tier, awaits=None)
     return [f"{champion.student} v{champion.version}: {action} to {tier}, {reason}"]
+
+
+async def _wait(pool: Pool, champion: Champion, verdict: Verdict, counts: Mapping[str, Tally], now: Pointer) -> list[str]:
+    """What it showed is enough, but a person must say so: it stays what it is until then."""
+    version, evidence = (champion.student, champion.version), {k: vars(v) for k, v in counts.items()}
+    await _decide(pool, champion.tenant_id, champion.domain, "wait", version, now, verdict.reason, evidence, now)
+    await registry.complete_version(pool, *version, awaits=verdict.awaits)
+    return [f"{champion.student} v{champion.version}: waits for approval as {verdict.awaits}, {verdict.reason}"]
 
 
 async def _decide(
@@ -252,20 +176,20 @@ async def _decide(
 
 
 async def _facts(pool: Pool, version: Version) -> dict[str, Any]:
-    """Digest and the gate's evidence of a version."""
+    """Digest, the gate's evidence of a version, and the tier it waits for."""
     for row in await registry.list_versions(pool):
         if (row["student"], row["version"]) == version:
-            return {"digest": row["digest"] or "", "evidence": row["evidence"] or {}}
+            return {"digest": row["digest"] or "", "evidence": row["evidence"] or {}, "awaits": row["awaits"]}
     raise LookupError(f"no version {version[1]} of {version[0]}")
 
 
 async def run(database_url: str, config_dir: Path, *, every: float | None) -> None:
     """Look once, or every so many seconds until cancelled; a look that fails is told and the next one tries again."""
-    pool = await open_pool(database_url, size=1)
+    pool, taught = await open_pool(database_url, size=1), Taught()
     try:
         while True:
             try:
-                for line in await look(pool, Rules.read(config_dir)):
+                for line in await look(pool, Rules.read(config_dir), taught):
                     tell("watch", line)
             except Exception:
                 if every is None:

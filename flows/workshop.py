@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import TutelageError
-from tutelage.settings import CHECKOUT, Home
+from tutelage.fleet.tiers import TierControl, Wanted
+from tutelage.settings import CHECKOUT, Home, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
 
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
@@ -61,6 +62,23 @@ def tell(stage: str, text: str, *, student: str | None = None, done: int | None 
     if target:
         with Path(target).open("a") as file:
             file.write(json.dumps({"stage": stage, "student": student, "text": text, "done": done, "total": total}) + "\n")
+
+
+def load_adapter(home: Home, config_dir: Path, wanted: Wanted) -> bool:
+    """Have the tier hold an adapter before anything is routed to it. False: none runs, and `serve` loads what the ledger names.
+
+    Raises:
+        AdapterRejected: the tier refuses the files.
+        BackendFailed: it did not load them.
+    """
+    control = TierControl(f"http://127.0.0.1:{load(TierSettings, config_dir).port}", home.secret("tier_token"))
+    try:
+        if not control.ready():
+            return False
+        control.load(wanted)
+        return True
+    finally:
+        control.close()
 
 
 async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: Path = CHECKOUT, student: str | None = None) -> str:

@@ -195,17 +195,25 @@ class FakeModelServer:
         if asked.get("stream"):
             return StreamingResponse(self._stream(), media_type="text/event-stream")
         await asyncio.sleep(self.delay)
-        token = {"token": self.answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
+        said = self.says(asked)
+        if said is None:
+            return JSONResponse({"error": {"message": f"no model {asked['model']}"}}, status_code=404)
+        answer, fingerprint = said
+        token = {"token": answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": self.answer},
+            "message": {"role": "assistant", "content": answer},
             "finish_reason": "stop",
             "logprobs": None if self.logprob is None else {"content": [token]},
         }
-        body: dict[str, Any] = {"id": "x", "object": "chat.completion", "choices": [choice], "system_fingerprint": self.fingerprint}
+        body: dict[str, Any] = {"id": "x", "object": "chat.completion", "choices": [choice], "system_fingerprint": fingerprint}
         if self.usage:
             body["usage"] = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
         return JSONResponse(body)
+
+    def says(self, asked: dict[str, Any]) -> tuple[str, str | None] | None:
+        """Answer and fingerprint; None where nobody of that name is here."""
+        return self.answer, self.fingerprint
 
     async def _stream(self) -> Any:
         chunks: list[dict[str, Any]] = [
@@ -225,6 +233,17 @@ class FakeModelServer:
             self.left += 1
             raise
         yield b"data: [DONE]\n\n"
+
+
+class FakeTier(FakeModelServer):
+    """A tier that holds adapters: `held` has each one's answer and digest by its name. All are sure of what they say."""
+
+    def __init__(self, **held: tuple[str, str]) -> None:
+        super().__init__(logprob=-0.01)
+        self.held = held
+
+    def says(self, asked: dict[str, Any]) -> tuple[str, str | None] | None:
+        return self.held.get(asked["model"])
 
 
 class FakeTeacher(FakeModelServer):

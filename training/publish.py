@@ -2,7 +2,7 @@
 
 Reads what the other stages wrote and what the gate decided; it decides nothing itself and never moves the champion: that is
 the ledger's. One process for all jobs, since importing MLflow takes seconds. Publishing the same student twice changes
-nothing but its tags, description and aliases.
+nothing but its tags and description.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MAX_TAG = 5000  # characters; MLflow refuses longer values
 class Verdict(Strict):
     """What the gate decided and on what evidence."""
 
-    decision: Literal["promoted", "kept", "refused", "challenges"]
+    decision: Literal["promoted", "kept", "refused", "challenges", "waits"]
     reason: str
     evidence: Mapping[str, Any] = Field(default_factory=dict)
 
@@ -55,7 +55,6 @@ class Job(Strict):
     verdict: Verdict
     description_markdown: str = ""
     tags: Mapping[str, str] = Field(default_factory=dict)
-    aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,8 +103,6 @@ def _publish(client: MlflowClient, experiment: str, job: Job) -> Published:
     for key, value in _tags(job, manifest).items():
         client.set_model_version_tag(job.name, version, key, value[:MAX_TAG])
     client.update_model_version(job.name, version, job.description_markdown or job.verdict.reason)
-    for alias in job.aliases:
-        client.set_registered_model_alias(job.name, alias, version)
     return Published(job.name, version, run_id, f"#/models/{job.name}/versions/{version}")
 
 

@@ -152,6 +152,10 @@ class BackendFailed(Unavailable):
     code = "upstream_unavailable"
 
 
+class BackendErred(BackendFailed):
+    """It was reached and failed at this very request: the fault is the model's own, not of the server that others stand on too."""
+
+
 class Draining(BackendFailed):
     """The worker stops before an answer is whole; the same request can be sent again at once."""
 

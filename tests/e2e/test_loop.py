@@ -185,9 +185,10 @@ def send(client: openai.OpenAI, prompt: str, answer: str, *, cache: str = "") ->
 
 
 def check_registry(system: System, versions: dict[str, dict[str, str]]) -> None:
-    """What a reviewer sees in MLflow: both versions, the promoted one under its alias, each with its reason."""
+    """What a reviewer sees in MLflow: both versions, the promoted one under its alias once the desk has looked, each with its reason."""
     script = (
-        "import sys, mlflow; c = mlflow.MlflowClient()\n"
+        "import sys, time, mlflow; c = mlflow.MlflowClient(); until = time.monotonic() + 60\n"
+        "while not c.get_registered_model(sys.argv[1]).aliases and time.monotonic() < until: time.sleep(0.5)\n"
         "for name in sys.argv[1:]:\n"
         "    m = c.get_registered_model(name); v = c.get_model_version(name, '1')\n"
         "    print(name, {a: str(n) for a, n in m.aliases.items()}, v.tags['gate'], '|', v.description.replace(chr(10), ' '))\n"

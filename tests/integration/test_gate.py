@@ -111,3 +111,24 @@ async def test_a_student_that_knows_the_judged_items_and_no_canary_is_refused(po
     assert entry.verdict.action == "refuse"
     assert "not believed" in entry.verdict.reason
     assert await registry.champions(pool) == []
+
+
+async def test_a_tier_that_people_confirm_is_given_once_they_have_and_until_then_the_next_lower_one(pool: Pool, cycle: Cycle) -> None:
+    (cycle.config_dir / "promotion.yaml").write_text("approval: [ta]")
+    entry = await judged(pool, cycle, range(100))
+
+    assert (entry.verdict.action, entry.verdict.tier, entry.verdict.awaits) == ("keep", "student", "ta")
+    assert (await registry.pointer(pool, TENANT.id, "sums")).tier == "student"
+    (version,) = await registry.list_versions(pool)
+    assert (version["status"], version["awaits"]) == ("student", "ta")
+
+
+async def test_where_people_confirm_every_tier_nothing_answers_before_they_have(pool: Pool, cycle: Cycle) -> None:
+    (cycle.config_dir / "promotion.yaml").write_text("approval: [student, ta]")
+    entry = await judged(pool, cycle, range(100))
+
+    assert (entry.verdict.action, entry.verdict.awaits) == ("wait", "ta")
+    assert await registry.champions(pool) == []
+    (version,) = await registry.list_versions(pool)
+    assert (version["status"], version["awaits"]) == ("waiting", "ta")
+    assert "waits for a person | as **ta**" in gates.card(entry.student, entry.evidence, entry.verdict)

@@ -418,6 +418,61 @@ async def test_a_challenger_in_shadow_is_asked_beside_the_champion_and_never_giv
     assert [row["endpoint"] for row in await rows(running)] == ["chat", "shadow"]
 
 
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 1.0, "shadow_challenger": 1.0}])
+async def test_where_the_teacher_is_asked_beside_a_champion_a_challenger_is_too_and_both_are_compared(
+    running: Running, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"acme-sums.v1": ("four", "digest-1"), "acme-sums.v2": ("4", "digest-2")}
+    monkeypatch.setattr(running.student, "says", lambda asked: held[asked["model"]])
+    await promote(running, encoder)
+    await challenge(running, 0)
+    response = await ask(running)
+    await running.app.state.shadows.settled()
+    assert response.json()["choices"][0]["message"]["content"] == "four"
+    found = await running.pool.fetch("select digest, value, served, source, observed from outcomes order by id")
+    assert [tuple(row) for row in found] == [("digest-1", 0.0, True, "teacher", 1.0), ("digest-2", 1.0, False, "teacher", 1.0)]
+    assert len(running.teacher.requests) == 1, "one answer of the teacher does for both"
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.25, "shadow_challenger": 0.5}])
+async def test_comparisons_tell_with_which_probability_they_were_made(
+    running: Running, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"acme-sums.v1": ("four", "digest-1"), "acme-sums.v2": ("4", "digest-2")}
+    monkeypatch.setattr(running.student, "says", lambda asked: held[asked["model"]])
+    monkeypatch.setattr(running.app.state.shadows, "_random", type("Low", (), {"random": staticmethod(lambda: 0.2)}))
+    await promote(running, encoder)
+    await challenge(running, 0)
+    await ask(running)
+    await running.app.state.shadows.settled()
+    running.student.logprob = -1.0  # the champion is not sure enough: the teacher's answer is there
+    await ask(running, {**ASK, "seed": 1})
+    await running.app.state.shadows.settled()
+    found = await running.pool.fetch("select digest, observed from outcomes order by id")
+    assert [tuple(row) for row in found] == [("digest-1", 0.25), ("digest-2", 0.25), ("digest-1", 1.0), ("digest-2", 0.5)]
+
+
+# --- a student that fails ------------------------------------------------------------------------------------------------
+
+
+async def test_a_students_own_failure_is_on_record_against_it_and_not_against_the_tier(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.status = 500
+    for seed in range(8):
+        assert (await ask(running, {**ASK, "seed": seed})).headers["x-tutelage-tier"] == "teacher"
+    found = await running.pool.fetch("select digest, accepted, reason, score from attempts")
+    assert len(found) == len(running.student.requests) == 8, "it is asked again each time, and once"
+    assert {tuple(row) for row in found} == {("digest-1", False, "failed: model tier failed: HTTP 500", None)}
+
+
+async def test_a_tier_that_is_overloaded_or_gone_stands_against_no_student(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    for status in (503, 429, 404):
+        running.student.status = status
+        assert (await ask(running, {**ASK, "seed": status})).headers["x-tutelage-tier"] == "teacher"
+    assert await running.pool.fetchval("select count(*) from attempts") == 0
+
+
 # --- what cycles learn of models -----------------------------------------------------------------------------------------
 
 

@@ -71,8 +71,8 @@ def client() -> Any:
 def test_a_promoted_student_can_be_found_reviewed_and_downloaded(home: Home, student: Path) -> None:
     import mlflow
 
-    [entry] = publish([job(student, "acme-sums", "promoted", aliases=["champion"], description_markdown="# Sums", tags={"tenant": "acme"})])
-    version = client().get_model_version_by_alias("acme-sums", "champion")
+    [entry] = publish([job(student, "acme-sums", "promoted", description_markdown="# Sums", tags={"tenant": "acme"})])
+    version = client().get_model_version("acme-sums", entry.version)
     assert str(version.version) == entry.version
     assert version.description == "# Sums"
     assert version.tags["verdict"] == "promoted"
@@ -90,12 +90,12 @@ def test_a_promoted_student_can_be_found_reviewed_and_downloaded(home: Home, stu
     [model] = client().search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{entry.run_id}'")
     assert "messages" in json.loads(model.tags["signature"])["inputs"]
     assert [point.value for point in client().get_metric_history(entry.run_id, "curve/loss")] == [2.0, 1.0]
-    folder = Path(mlflow.artifacts.download_artifacts("models:/acme-sums@champion"))
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/acme-sums/{entry.version}"))
     assert adapters.digest(folder) == adapters.digest(student / "adapter")
     assert folder.is_relative_to(home.root)
 
 
-def test_a_refused_student_is_there_with_its_reason_and_no_alias(home: Home, student: Path) -> None:
+def test_a_refused_student_is_there_with_its_reason_and_aliases_are_left_to_the_ledger(home: Home, student: Path) -> None:
     [entry] = publish([job(student, "acme-spelling", "refused")])
     version = client().get_model_version("acme-spelling", entry.version)
     assert (version.tags["verdict"], version.tags["reason"]) == ("refused", "refused because")
@@ -105,7 +105,7 @@ def test_a_refused_student_is_there_with_its_reason_and_no_alias(home: Home, stu
 
 def test_publishing_again_changes_words_but_adds_no_version(home: Home, student: Path) -> None:
     first = publish([job(student, "acme-twice", "kept")])
-    again = publish([job(student, "acme-twice", "promoted", aliases=["champion"])])
+    again = publish([job(student, "acme-twice", "promoted")])
     assert first == again
     [version] = client().search_model_versions("name='acme-twice'")
     assert version.tags["verdict"] == "promoted"

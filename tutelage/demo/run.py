@@ -41,7 +41,10 @@ CONCURRENCY = 32
 FEEDBACK_SHARE = 0.5
 PER_DOMAIN = 900
 UNSEEN_PER_DOMAIN = 80
-DECISIONS = {"ta": "promoted", "teacher": "promoted", "student": "kept_student", "challenger": "kept_student", "refused": "refused"}
+DECISIONS = {
+    "ta": "promoted", "teacher": "promoted", "student": "kept_student", "challenger": "kept_student", "waiting": "kept_student",
+    "refused": "refused",
+}  # fmt: skip
 VERSIONS = ("tutelage", "torch", "transformers", "peft", "bitsandbytes", "prefect", "mlflow", "dvc", "bentoml", "fastapi", "granian")
 
 

@@ -5,6 +5,7 @@ Pure rules on texts and verdicts. They refuse to know where these are recorded.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,16 @@ def verify(answer: str, *, served: bool, label: str | None, score: float, teache
         right = matches(answer, label)
         return Outcome(right, right or (teacher is not None and not matches(teacher, label)))
     return Outcome(score >= RIGHT_FROM, score >= RIGHT_FROM) if served else None
+
+
+def sampled(request_id: str, observed: float, share: float) -> bool:
+    """Whether a comparison belongs to the even sample, `share` of a version's requests. `observed`: the probability that it was made.
+
+    Answers that were not given are compared for nothing and always, those that were given now and then: counted as they come, they would
+    make every student look as if it were unsure all the time. Each is kept with probability share / observed, drawn by its request.
+    """
+    drawn = hashlib.blake2b(request_id.encode(), digest_size=8, key=b"sampled").digest()
+    return int.from_bytes(drawn) < share / observed * 2**64
 
 
 def contest(candidate: bool, champion: bool) -> Tally:

@@ -7,7 +7,7 @@ The published numbers are floors, each necessary; what convinces is an e-process
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from tutelage.evolution.evidence import Tally, e_value
 from tutelage.records import Tier
 from tutelage.settings import Strict
 
-Action = Literal["promote", "keep", "refuse", "challenge", "demote"]
+Action = Literal["promote", "keep", "refuse", "challenge", "demote", "wait"]
 EVEN = 0.5  # the win rate of a candidate that is exactly as good as the champion
 
 
@@ -131,11 +131,12 @@ class Evidence:
 class Verdict:
     """`promote`: to `tier`. `keep`: stays a student, answering only where its confidence clears the threshold. `refuse`: never answers.
     `challenge`: the champion goes on answering while the candidate earns its evidence, from shadow on (`rollout.py`).
-    `demote`: down to `tier`."""
+    `demote`: down to `tier`. `wait`: answers nothing before a person approves. `awaits`: the tier that a person must confirm."""
 
     action: Action
     tier: Tier | None
     reason: str
+    awaits: Tier | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,23 @@ def judge(evidence: Evidence, settings: PromotionSettings, *, needed: float | No
     if enough.passed:
         return Verdict("promote", "ta", f"{held_out}, majority {evidence.majority:.2f}; {enough.reason}")
     return Verdict("keep", "student", f"{held_out}, majority {evidence.majority:.2f}; stays a student: {enough.reason}")
+
+
+def confirmed(verdict: Verdict, approval: Collection[Tier]) -> Verdict:
+    """What takes effect of a verdict before a person has approved it: the next lower tier that needs nobody, or nothing at all.
+
+    >>> confirmed(Verdict("promote", "ta", "clears the floors"), ["ta"]).tier
+    'student'
+    """
+    if verdict.tier is None or verdict.tier not in approval:
+        return verdict
+    lower: list[Tier] = ["ta", "student"] if verdict.tier == "teacher" else ["student"] if verdict.tier == "ta" else []
+    granted = next((tier for tier in lower if tier not in approval), None)
+    reason = f"{verdict.reason}; a person confirms every {verdict.tier} (promotion.yaml, approval)"
+    if granted is None:
+        return Verdict("wait", None, reason, verdict.tier)
+    action: Action = "keep" if verdict.action == "promote" and granted == "student" else verdict.action
+    return Verdict(action, granted, reason, verdict.tier)
 
 
 def good_enough(wins: Tally, confidence: float, floors: Floors, *, needed: float) -> Finding:

@@ -22,13 +22,14 @@ from tutelage.settings import Strict
 WORSE = (2.0, 3.0, 5.0)  # by how much the odds of a bad outcome may have grown: each is a detector, all are mixed evenly
 MOST, LEAST = 0.995, 0.05  # baselines beyond these are read as these: rates of 0 and 1 cannot be told from a handful of outcomes
 
-Signal = Literal["acceptance", "error", "truncation", "latency"]
+Signal = Literal["acceptance", "agreement", "error", "truncation", "latency"]
+FROZEN: tuple[Signal, ...] = ("acceptance", "agreement")  # users' verdicts, the teacher's answers: held to what they were at first
 
 
 class WatchSettings(Strict):
     """`watch.yaml`: outcomes between false alarms, on the mean and at least; the service levels, each a share of requests that may miss it.
 
-    `baseline_outcomes`: verified outcomes after which a champion's acceptance is frozen as what it is held to.
+    `baseline_outcomes`: outcomes after which a champion's acceptance, or its agreement with the teacher, is frozen as what it is held to.
     """
 
     outcomes_between_false_alarms: int = Field(default=100_000, ge=100)
@@ -39,10 +40,10 @@ class WatchSettings(Strict):
     slow: float = Field(default=0.05, gt=0, lt=1)
     slow_ms: int = Field(default=5_000, gt=0)
 
-    def detector(self, signal: Signal, acceptance: float) -> Detector:
-        """What watches a signal: acceptance against its frozen share, the others against their service levels."""
-        if signal == "acceptance":
-            return Detector(acceptance, self.outcomes_between_false_alarms)
+    def detector(self, signal: Signal, frozen: float) -> Detector:
+        """What watches a signal: FROZEN ones against their frozen share, the others against their service levels."""
+        if signal in FROZEN:
+            return Detector(frozen, self.outcomes_between_false_alarms)
         allowed = {"error": self.errors, "truncation": self.truncations, "latency": self.slow}[signal]
         return Detector(1 - allowed, self.requests_between_false_alarms)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from tutelage.errors import BackendFailed, BackendRefused, ConfigInvalid, NotFound
+from tutelage.errors import BackendErred, BackendFailed, BackendRefused, ConfigInvalid, NotFound
 from tutelage.fleet.endpoint import Deadlines, Endpoint, ReplicaHealth
 from tutelage.settings import ModelEntry, Price
 
@@ -159,7 +159,7 @@ class OpenAIBackend:
             answer = orjson.loads(content)
             Completion.model_validate(answer)
         except ValueError as broken:
-            raise BackendFailed(f"model {self.name} sent a reply that is not a chat completion") from broken
+            raise BackendErred(f"model {self.name} sent a reply that is not a chat completion") from broken
         for index, choice in enumerate(answer["choices"]):
             choice.setdefault("index", index)
             choice.setdefault("finish_reason", None)

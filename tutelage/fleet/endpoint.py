@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import yarl
 
-from tutelage.errors import BackendFailed, BackendRefused
+from tutelage.errors import BackendErred, BackendFailed, BackendRefused
 from tutelage.fleet import retries
 from tutelage.fleet.breaker import Breaker, State
 from tutelage.fleet.connections import BodyTooLong, Connections, NoConnection, Response
@@ -76,7 +76,8 @@ class Failed(Exception):
 
 
 class Endpoint:
-    """`name` is the model's, for messages. Connections are opened when they are needed and closed by `close`."""
+    """`name` is the model's, for messages. Connections are opened when they are needed and closed by `close`. `shared`: many models stand
+    behind it, so an HTTP 500 tells of the one that was asked and neither is tried again nor speaks against the replica."""
 
     def __init__(
         self,
@@ -87,6 +88,7 @@ class Endpoint:
         deadlines: Deadlines,
         connections: int,
         refusal: Callable[[int, bytes], Exception],
+        shared: bool = False,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -98,6 +100,7 @@ class Endpoint:
         ]
         self._deadlines = deadlines
         self._refusal = refusal
+        self._shared = shared
         self._monotonic = monotonic
         self._chance = chance
         self._budget = Budget()
@@ -121,6 +124,7 @@ class Endpoint:
 
         Raises:
             BackendFailed: no replica answered in time; another model may.
+            BackendErred: the server did, but that the model failed.
             BackendRefused: this request is at fault.
         """
         return await self._tried(partial(self._whole, body, asyncio.get_running_loop().time() + self._deadlines.total))
@@ -197,6 +201,8 @@ class Endpoint:
         content = (await response.read(MOST_BYTES))[:MOST_TOLD]
         if response.status == 429:
             return Failed("it is asked too often (HTTP 429)", again=True, asked=_seconds(response.header("retry-after")))
+        if response.status == 500 and self._shared:
+            return BackendErred(f"model {self.name} failed: HTTP 500")
         if response.status in RETRY_STATUS or response.status >= 500:
             return Failed(f"HTTP {response.status}", again=True)
         if response.status in (401, 403) or 300 <= response.status < 400:
@@ -227,8 +233,8 @@ class Endpoint:
 
 
 class Call:
-    """One call of a replica, while the block runs: how it went is told to its breaker, and whatever goes wrong becomes Failed or
-    BackendRefused."""
+    """One call of a replica, while the block runs: how it went is told to its breaker, and whatever goes wrong becomes Failed,
+    BackendErred or BackendRefused."""
 
     __slots__ = ("_deadlines", "_monotonic", "_replica")
 
@@ -241,7 +247,7 @@ class Call:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         self._replica.in_flight -= 1
         breaker, now = self._replica.breaker, self._monotonic()
-        if error is None or isinstance(error, BackendRefused):  # then it answers; the request was at fault
+        if error is None or isinstance(error, BackendRefused | BackendErred):  # then it answers; the request or the model was at fault
             breaker.succeeded(now)
             return
         failed = _failure(error, self._deadlines)

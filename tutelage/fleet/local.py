@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -104,13 +105,15 @@ class Local(AbstractContextManager["Local"]):
         self._say("starting the tier and the gateway")
         self._start_tier()
         self._start_gateway()
-        self._start_watch()
+        self._start_beside("watch")
+        self._start_beside("review")
         self._wait("gateway", lambda: _healthy(f"{self.url}/health/ready"))
         self._wait("tier", self._control.ready)
         self.reconcile()
 
     def _stop(self) -> None:
-        processes.stop(self.home, "watch")
+        for name in ("review", "watch"):
+            processes.stop(self.home, name)
         processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
         processes.stop(self.home, "tier")
         engines.stop(self.home)
@@ -149,10 +152,11 @@ class Local(AbstractContextManager["Local"]):
         serve = gateway_command(self.host, self.port, self.workers, drain_seconds=self.gateway.drain_seconds)
         processes.start(self.home, "gateway", serve, environment=environment)
 
-    def _start_watch(self) -> None:
-        watch = processes.python("-m", "flows.watch", "--config", str(self.config_dir))
+    def _start_beside(self, name: str) -> None:
+        """`watch` or `review`: what looks every few seconds at what is served, and needs no scheduler."""
+        command = processes.python("-m", f"flows.{name}", "--config", str(self.config_dir))
         environment = {"TUTELAGE_HOME": str(self.home.root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-        processes.start(self.home, "watch", watch, environment=environment)
+        processes.start(self.home, name, command, environment=environment)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -190,7 +194,8 @@ class Local(AbstractContextManager["Local"]):
             if "TUTELAGE_VALKEY_URL" not in os.environ and processes.find(self.home, "valkey") is None:
                 self._say("Valkey ended; starting it again")
                 engines.start_valkey(self.home)
-            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway), ("watch", self._start_watch)):
+            starts: dict[str, Callable[[], None]] = {"tier": self._start_tier, "gateway": self._start_gateway}
+            for name, start in (starts | {name: partial(self._start_beside, name) for name in ("watch", "review")}).items():
                 if processes.find(self.home, name) is None:
                     self._say(f"the {name} ended; starting it again")
                     start()

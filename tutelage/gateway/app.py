@@ -219,6 +219,7 @@ class Clients:
             deadlines=Deadlines(total=tier.timeout_seconds),
             connections=1000,
             refusal=partial(backends.refused, "of the tier"),
+            shared=True,
         )
         self._local, self._core_hour = local, tier.core_hour_usd
 

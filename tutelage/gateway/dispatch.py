@@ -9,9 +9,9 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from tutelage.errors import BackendFailed, BackendRefused, InvalidRequest, ModelNotFound, Unavailable
+from tutelage.errors import BackendErred, BackendFailed, BackendRefused, InvalidRequest, ModelNotFound, Unavailable
 from tutelage.fleet.backends import Answer, Backend
 from tutelage.gateway import openai
 from tutelage.gateway.exchange import NOBODY_CHOSE, Asked, Chosen, Outcome, Placed
@@ -45,6 +45,13 @@ class Alone:
     lineage: str
     chosen: Chosen = NOBODY_CHOSE
     most_microusd: int | None = None
+
+
+class Tried(NamedTuple):
+    """What became of asking a student: its answer, if it gave one, and what is on record of it. Without either it was not reached."""
+
+    outcome: Outcome | None
+    attempts: tuple[Attempt, ...]
 
 
 class Dispatch:
@@ -170,11 +177,11 @@ class Dispatch:
             if step.candidate.student is None:
                 continue
             student, adapter = view.serving(step.candidate.student, request.prompt)
-            outcome = await self.try_student(request, student, adapter, least=step.least)
+            outcome, on_record = await self.try_student(request, student, adapter, least=step.least)
+            attempts.extend(on_record)
             reached = reached and outcome is not None
             if outcome is None:
                 continue
-            attempts.extend(outcome.attempts)
             tried = outcome._replace(route=plan.shape, attempts=tuple(attempts), reason=f"{plan.reason}: {outcome.reason}")
             if outcome.attempts[0].accepted:
                 return tried._replace(chosen=_after(planned, attempts, given=True) if reached else _chosen(planned, None))
@@ -259,9 +266,9 @@ class Dispatch:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
 
-    async def try_student(self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None) -> Outcome | None:
-        """The student's answer with its calibrated confidence; None when it cannot be reached, so the next one answers. `least`: the
-        confidence from which it is given; None: it is given as it is, if it is whole and of the version in charge."""
+    async def try_student(self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None) -> Tried:
+        """The student's answer with its calibrated confidence; without one the next model answers. `least`: the confidence from which it
+        is given; None: it is given as it is, if it is whole and of the version in charge."""
         backend = self._models.adapter(adapter)
         most = self._planning.routing.max_student_tokens
         body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
@@ -271,7 +278,9 @@ class Dispatch:
         except (BackendFailed, BackendRefused) as failed:
             log.warning("student %s did not answer: %s", student.name, failed)
             self._metrics.fallbacks.labels(student.name).inc()
-            return None
+            # only what is the version's own fault stands against it: a tier that is down says nothing of those it holds
+            erred = Attempt(student.name, student.tier, student.digest, "", None, None, False, f"failed: {failed}", 0)
+            return Tried(None, (erred,) if isinstance(failed, BackendErred) else ())
         found = score(answer.logprobs)
         verdict = judge(student, found, needed=least or 0.0)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
@@ -279,7 +288,8 @@ class Dispatch:
         accepted, confidence = (verdict.accepted, verdict.confidence) if whole else (False, 0.0)
         cost = round(answer.cost_usd * 1e6)
         attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, confidence, accepted, reason, cost)
-        return Outcome(answer, student.name, student.tier, "cascade", reason, confidence, (attempt,), lineage=lineage_of(student))
+        outcome = Outcome(answer, student.name, student.tier, "cascade", reason, confidence, (attempt,), lineage=lineage_of(student))
+        return Tried(outcome, outcome.attempts)
 
     async def ask_teacher(self, request: openai.Chat, placed: Placed) -> tuple[Answer, str]:
         """What the domain's teacher says, whoever has answered. Raises BackendRefused, Unavailable."""

@@ -1,7 +1,7 @@
 """After a reply is given: what was its answer worth? Tries that were not given are held against the teacher's answer, which is there
 anyway; of a share of students' answers that were given the teacher is asked in the background, on the tenant's bill as endpoint `shadow`.
 A student whose promise is broken is asked behind the teacher's back instead, so that it can win its confidence back; a challenger is asked
-beside the champion, so that verdicts on the request tell of both.
+beside the champion, so that verdicts on the request, and the teacher's answer where there is one, tell of both.
 
 Nothing here delays a reply or fails a request: more shadows than may run at once are not drawn. It refuses to know what follows from an
 outcome.
@@ -14,7 +14,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import asyncpg
@@ -37,6 +37,29 @@ from tutelage.stores.interactions import Recorder, add_attempt
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0  # that long a worker that stops waits for shadows under way
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A challenger that may be asked beside the champion, as attempt number `place`; and the probabilities that its answer is held against
+    the teacher's where the teacher was needed (`escalated`) and where the champion's answer was given (`accepted`)."""
+
+    challenger: Challenger
+    place: int
+    escalated: float
+    accepted: float
+
+    @classmethod
+    def of(cls, view: TenantView, placed: Placed, given: Given, *, escalated: float, accepted: float) -> _Beside | None:
+        """None without a challenger, and where the champion tried nothing or the challenger did itself."""
+        challenger = view.challengers.get(placed.domain or "")
+        if challenger is None or not given.attempts or any(a.digest == challenger.student.digest for a in given.attempts):
+            return None
+        return cls(challenger, len(given.attempts), escalated, accepted)
+
+    def looked(self, needed: float) -> float:
+        """The probability of a comparison, whether or not the champion's answer was given; `needed`: that the teacher's is."""
+        return needed * self.escalated + (1 - needed) * self.accepted
 
 
 class Shadows:
@@ -65,27 +88,29 @@ class Shadows:
         if chosen.strategy is None or (given.tier == "teacher" and not view.students):
             return
         settings = self._routing()
-        challenger = view.challengers.get(placed.domain or "")
-        beside = challenger is not None and given.attempts and all(a.digest != challenger.student.digest for a in given.attempts)
-        if challenger is not None and beside and self._drawn(settings.shadow_challenger):
-            self._start(self._ask_challenger(asked, placed, challenger, place=len(given.attempts)))
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
-        drawn = self._drawn(share)
+        # one number for both: where the teacher is asked beside a champion the challenger is too, and each such request is a pair
+        number, room = self._random.random(), len(self._running) < settings.shadows_at_once
+        drawn, contested = room and number < share, room and number < settings.shadow_challenger
+        beside = _Beside.of(view, placed, given, escalated=settings.shadow_challenger, accepted=min(share, settings.shadow_challenger))
         if given.tier == "teacher" and tried:
-            looked = 1 - (1 - (chosen.propensity or 1.0)) * (1 - share)
+            likely = chosen.propensity or 1.0
+            looked = 1 - (1 - likely) * (1 - share)
             self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=looked))
+            if beside is not None and contested:
+                self._start(self._ask_challenger(asked, placed, beside, given.answer, observed=beside.looked(likely)))
         elif tried and tried[-1].accepted and given.model == tried[-1].model and drawn:
-            looked = 1 - (chosen.propensity or 1.0) * (1 - share)
-            self._start(self._ask_teacher(asked, placed, tried[-1], observed=looked))
+            likely = chosen.propensity or 1.0
+            looked = 1 - likely * (1 - share)
+            self._start(self._ask_teacher(asked, placed, tried[-1], observed=looked, beside=beside if contested else None, likely=likely))
+        elif beside is not None and contested:
+            self._start(self._ask_challenger(asked, placed, beside, None, observed=1.0))
         elif given.tier != "teacher" and not tried and drawn:
             alone = Attempt(given.model, given.tier, None, given.answer.text, None, None, True, given.reason, 0)
             self._start(self._ask_teacher(asked, placed, alone, observed=share))
         elif given.tier == "teacher" and drawn:
             self._start(self._ask_doubted(asked, view, placed, given.answer, observed=share))
-
-    def _drawn(self, share: float) -> bool:
-        return self._random.random() < share and len(self._running) < self._routing().shadows_at_once
 
     async def close(self) -> None:
         """Wait a little for those under way; what is not done by then is given up."""
@@ -110,26 +135,33 @@ class Shadows:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def _ask_teacher(self, asked: Asked, placed: Placed, attempt: Attempt, *, observed: float) -> None:
+    async def _ask_teacher(
+        self, asked: Asked, placed: Placed, attempt: Attempt, *, observed: float, beside: _Beside | None = None, likely: float = 1.0
+    ) -> None:
         answer, name = await self._dispatch.ask_teacher(asked.request, placed)
         await self._bill(asked, placed, answer, name, "teacher", f"a sample of what {attempt.model} answers, beside the teacher")
         await self._compare(asked, placed, answer, [attempt], served=True, observed=observed)
+        if beside is not None:
+            await self._ask_challenger(asked, placed, beside, answer, observed=beside.looked(1 - likely))
 
-    async def _ask_challenger(self, asked: Asked, placed: Placed, challenger: Challenger, *, place: int) -> None:
-        """Its answer to a request that the champion tried, kept as one more attempt at it."""
-        found = await self._dispatch.try_student(asked.request, challenger.student, challenger.adapter, least=None)
+    async def _ask_challenger(self, asked: Asked, placed: Placed, beside: _Beside, teachers: Answer | None, *, observed: float) -> None:
+        """Its answer to a request that the champion tried, kept as one more attempt at it, and what it is worth beside the teacher's."""
+        challenger = beside.challenger
+        found, _ = await self._dispatch.try_student(asked.request, challenger.student, challenger.adapter, least=None)
         if found is None:
             return
         await self._bill(asked, placed, found.answer, challenger.student.name, challenger.student.tier, "a challenger beside the champion")
         attempt = replace(found.attempts[0], accepted=False, reason="a challenger beside the champion", cost_microusd=0)
         kept = attempt if asked.caller.bodies == "full" else replace(attempt, answer="")
-        await add_attempt(self._pool, asked.id, place, kept)
+        await add_attempt(self._pool, asked.id, beside.place, kept)
+        if teachers is not None and attempt.confidence:
+            await self._compare(asked, placed, teachers, [attempt], served=False, observed=observed)
 
     async def _ask_doubted(self, asked: Asked, view: TenantView, placed: Placed, teachers: Answer, *, observed: float) -> None:
         for student in view.students:
             if student.domain != placed.domain or student.calibrator.reliability >= 1:
                 continue
-            found = await self._dispatch.try_student(asked.request, student, view.adapters[student.name], least=None)
+            found, _ = await self._dispatch.try_student(asked.request, student, view.adapters[student.name], least=None)
             if found is None or not found.attempts[0].accepted:
                 continue
             await self._bill(asked, placed, found.answer, student.name, student.tier, "does it keep its promise again?")

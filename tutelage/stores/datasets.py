@@ -54,6 +54,15 @@ def read(folder: Path) -> Dataset:
     return Dataset(samples, manifest, True, f"{len(samples)} samples, the rows its manifest names")
 
 
+def requests(folder: Path) -> frozenset[str] | None:
+    """The requests that a version was taught and examined with; None where its data are gone."""
+    file = folder / "interactions.jsonl"
+    if not file.exists():
+        return None
+    told = (orjson.loads(line)["metadata"] for line in file.read_bytes().splitlines())
+    return frozenset(one["request_id"] for one in told if one.get("request_id"))
+
+
 def tenants_of(folder: Path) -> Counter[str]:
     """Samples by tenant in all splits: whose requests this version learned from or was judged on."""
     return Counter(sample.tenant_id for split in SPLITS for sample in _samples(folder, split) if sample.tenant_id is not None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
@@ -16,10 +17,12 @@ import asyncpg
 from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached, PromotionConflict
 from tutelage.gateway.limits import holdings
 from tutelage.records import Tier
+from tutelage.stores import audit
 from tutelage.stores.database import Pool
 from tutelage.stores.tenants import bump
 
-Action = Literal["promote", "keep", "refuse", "rollback", "challenge", "advance", "stop", "demote", "quarantine"]
+Action = Literal["promote", "keep", "refuse", "rollback", "challenge", "advance", "stop", "demote", "quarantine", "wait"]
+ENGINE = "engine"  # the actor where rules decided and no person did
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Pointer:
 
 @dataclass(frozen=True)
 class Decision:
-    """One line of the promotion ledger; `champion` is the pointer after it."""
+    """One line of the promotion ledger; `champion` is the pointer after it, `actor` who decided."""
 
     tenant_id: str
     domain: str
@@ -44,6 +47,7 @@ class Decision:
     champion: Pointer
     reason: str
     evidence: dict[str, Any]
+    actor: str = ENGINE
 
 
 @dataclass(frozen=True)
@@ -156,8 +160,8 @@ async def count_students(pool: Pool) -> dict[str, int]:
 
 
 async def complete_version(pool: Pool, student: str, version: int, **facts: Any) -> None:
-    """Set any of status, digest, base_fingerprint, calibrator, evidence, reason, mlflow_version, bento."""
-    allowed = ("status", "digest", "base_fingerprint", "calibrator", "evidence", "reason", "mlflow_version", "bento")
+    """Set any of status, digest, base_fingerprint, calibrator, evidence, reason, mlflow_version, bento, awaits."""
+    allowed = ("status", "digest", "base_fingerprint", "calibrator", "evidence", "reason", "mlflow_version", "bento", "awaits")
     unknown = sorted(set(facts) - set(allowed))
     if unknown:
         raise ValueError(f"a version has no {', '.join(unknown)}; allowed: {', '.join(allowed)}")
@@ -182,7 +186,7 @@ async def pointer(pool: Pool, tenant_id: str, domain: str) -> Pointer:
 
 
 async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
-    """Append a decision if the ledger still ends at `expected`, and wake the gateways.
+    """Append a decision if the ledger still ends at `expected`, and wake the gateways; a person's is told in the audit chain too.
 
     Raises:
         PromotionConflict: another decision came first; read the pointer and judge again.
@@ -191,7 +195,7 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
         try:
             # the primary key is the compare-and-set: two writers that read the same end cannot both append
             moved = await connection.fetchval(
-                "insert into promotions select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11 where $3 - 1 = "
+                "insert into promotions select $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, now(), $12 where $3 - 1 = "
                 "(select coalesce(max(sequence), 0) from promotions where tenant_id = $1 and domain = $2) returning sequence",
                 decision.tenant_id,
                 decision.domain,
@@ -204,6 +208,7 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
                 decision.champion.tier,
                 decision.reason,
                 decision.evidence,
+                decision.actor,
             )
         except asyncpg.UniqueViolationError:
             moved = None
@@ -211,6 +216,11 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
             raise PromotionConflict(
                 f"the champion of {decision.domain!r} moved since sequence {expected}; read it again and decide on what is there now"
             )
+        if decision.actor != ENGINE:
+            told = {"domain": decision.domain, "reason": decision.reason, "champion": vars(decision.champion)}
+            subject = adapter_name(decision.student, decision.version)
+            action = f"student.{decision.action}"
+            await audit.append(connection, tenant_id=decision.tenant_id, actor=decision.actor, action=action, subject=subject, detail=told)
         await bump(connection)
     return Pointer(moved, decision.champion.student, decision.champion.version, decision.champion.tier)
 
@@ -252,6 +262,14 @@ async def versions_by_digest(pool: Pool, tenant_id: str) -> dict[str, tuple[str,
     return {row["digest"]: (row["student"], row["version"]) for row in rows}
 
 
+async def folders(pool: Pool, tenant_id: str) -> dict[tuple[str, int], Path]:
+    """Where the files of each of a tenant's versions lie."""
+    rows = await pool.fetch(
+        "select v.student, v.version, v.path from versions v join students s on s.name = v.student where s.tenant_id = $1", tenant_id
+    )
+    return {(row["student"], row["version"]): Path(row["path"]) for row in rows}
+
+
 async def before(pool: Pool, tenant_id: str, domain: str, *, student: str, version: int) -> Pointer:
     """Who answered the domain before this version did and may do so again: never one that was rolled back, put in quarantine or refused
     since. A pointer to nobody (the teachers) where there is none. Its sequence is the ledger's end, for the compare-and-set."""
@@ -281,8 +299,9 @@ async def standby(pool: Pool) -> list[tuple[str, str, str]]:
         former as (
             select distinct on (p.tenant_id, p.domain) p.champion_student as student, p.champion_version as version
             from promotions p join ends e using (tenant_id, domain)
-            where p.champion_student is not null and (p.champion_student, p.champion_version) is distinct from
-                (e.champion_student, e.champion_version)
+            join versions v on v.student = p.champion_student and v.version = p.champion_version
+            where (p.champion_student, p.champion_version) is distinct from (e.champion_student, e.champion_version)
+                and v.status in ('student', 'ta', 'teacher')
             order by p.tenant_id, p.domain, p.sequence desc
         )
         select v.student, v.version, v.path, v.digest from versions v
@@ -295,8 +314,8 @@ async def standby(pool: Pool) -> list[tuple[str, str, str]]:
 
 async def list_versions(pool: Pool) -> list[dict[str, Any]]:
     rows = await pool.fetch(
-        "select s.tenant_id, s.domain, v.student, v.version, v.status, v.digest, v.reason, v.mlflow_version, v.bento, v.evidence, v.path, "
-        "v.created_at from versions v join students s on s.name = v.student order by s.tenant_id, s.domain, v.version"
+        "select s.tenant_id, s.domain, v.student, v.version, v.status, v.awaits, v.digest, v.reason, v.mlflow_version, v.bento, "
+        "v.evidence, v.path, v.created_at from versions v join students s on s.name = v.student order by s.tenant_id, s.domain, v.version"
     )
     return [dict(row) for row in rows]
 
