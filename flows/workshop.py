@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tutelage.errors import TutelageError
+from tutelage.fleet import processes
 from tutelage.settings import CHECKOUT, Home
 from tutelage.stores.database import Pool, open_pool
 
@@ -31,7 +32,7 @@ class StageFailed(TutelageError):
 
 @dataclass(frozen=True)
 class Cycle:
-    """One run of the loop for one tenant."""
+    """One run of the loop for one tenant. `asked`: domains that a person wants a student for; without any, the gap rule chooses."""
 
     id: str
     tenant_id: str
@@ -39,6 +40,7 @@ class Cycle:
     home: Path
     config_dir: Path
     database_url: str
+    asked: tuple[str, ...] = ()
 
     @property
     def state(self) -> Home:
@@ -89,6 +91,7 @@ async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: 
         start_new_session=True,
         limit=1 << 20,
     )
+    processes.note(cycle.state, stage_process(cycle.id), process.pid, [sys.executable, *arguments])
     try:
         lines = [line async for line in _lines(process, stage, student)]
         if await process.wait():
@@ -99,6 +102,12 @@ async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: 
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             await process.wait()
+        processes.forget(cycle.state, stage_process(cycle.id))
+
+
+def stage_process(cycle_id: str) -> str:
+    """The name under which this home knows the stage that a cycle is at: whoever takes a killed cycle over ends it."""
+    return f"stage-{cycle_id}"
 
 
 async def _lines(process: asyncio.subprocess.Process, stage: str, student: str | None) -> AsyncIterator[str]:

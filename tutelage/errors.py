@@ -98,6 +98,12 @@ class PlanLimitReached(Conflict):
     code = "plan_limit_reached"
 
 
+class CycleRunning(Conflict):
+    """Another process runs an evolution cycle of this tenant."""
+
+    code = "cycle_running"
+
+
 class IdempotencyConflict(InvalidRequest):
     """A request with the same Idempotency-Key is being answered now."""
 

@@ -289,7 +289,7 @@ async def list_promotions(pool: Pool, _home: Home, _arguments: argparse.Namespac
 
 async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
     """What the traffic shows just now, by what a second of training is expected to save; a cycle decides by the same rule."""
-    settings, versions = load(EvolveSettings, home.config_dir()), await registry.list_versions(pool)
+    settings, versions = load(EvolveSettings, home.config_dir(getattr(_arguments, "config", None))), await registry.list_versions(pool)
     found: list[dict[str, Any]] = []
     for tenant in await tenants.list_tenants(pool):
         newest = gaps.newest(versions, tenant.id)
@@ -302,6 +302,18 @@ async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> R
             told = gap.to_dict()
             found.append({"tenant_id": tenant.id, **{name: told[name] for name in GAP}})
     return found
+
+
+async def check_proposed(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """The named gaps of a tenant. Raises InvalidRequest where one is unknown or not worth a student, telling why."""
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    known = {row["domain"]: row for row in await list_gaps(pool, home, arguments) if row["tenant_id"] == tenant.id}
+    for domain in arguments.domain:
+        if domain not in known:
+            raise InvalidRequest(f"{tenant.name} has no domain {domain!r}; it has: {', '.join(known) or 'none yet'}")
+        if known[domain]["decision"] not in ("propose", "train"):
+            raise InvalidRequest(f"{domain} is not worth a student now: {known[domain]['reason']}")
+    return [known[domain] for domain in arguments.domain]
 
 
 async def write_lessons(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
@@ -428,6 +440,7 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "students": list_students,
     "promotions": list_promotions,
     "gaps": list_gaps,
+    "check_proposed": check_proposed,
     "lessons": write_lessons,
     "usage": list_usage,
     "status": status,

@@ -103,3 +103,12 @@ def test_gaps_are_ordered_bounded_in_number_and_each_has_a_reason(traffic: list[
     assert [g.priority for g in gaps] == sorted((g.priority for g in gaps), reverse=True)
     assert sum(g.decision == "train" for g in gaps) <= SETTINGS.max_students
     assert all(g.reason for g in gaps)
+
+
+def test_without_spawning_by_itself_gaps_are_proposed_and_the_one_that_is_asked_for_is_trained() -> None:
+    settings = EvolveSettings(auto_spawn_students=False)
+    traffic = [Traffic("sums", 400, 400, 200, 60_000), Traffic("dates", 400, 400, 200, 90_000), Traffic("few", 9, 9, 9, 60_000)]
+
+    assert {g.domain: g.decision for g in measure(traffic, settings, tried={})} == {"dates": "propose", "sums": "propose", "few": "wait"}
+    asked = measure(traffic, settings, tried={}, asked=["sums", "few"])
+    assert {g.domain: g.decision for g in asked} == {"dates": "propose", "sums": "train", "few": "wait"}

@@ -15,6 +15,7 @@ from tutelage.fleet import processes
 from tutelage.settings import Home
 
 READY_SECONDS = 180.0
+WORKER = "prefect-worker"
 
 
 def start(home: Home) -> dict[str, str]:
@@ -42,6 +43,12 @@ def running(home: Home, name: str) -> str | None:
         return None
     command = process.cmdline()
     return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+
+def prefect_api(home: Home) -> str | None:
+    """Where cycles may be asked for: this home's Prefect server, while the worker that carries them out runs too."""
+    url = running(home, "prefect")
+    return f"{url}/api" if url and processes.find(home, WORKER) else None
 
 
 def _begin(home: Home, name: str, arguments: Sequence[str], port: int) -> str:

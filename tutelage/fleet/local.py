@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -65,7 +66,11 @@ def _prepare(name: str, module: str, out: Path, environment: Mapping[str, str]) 
 class Local(AbstractContextManager["Local"]):
     """The running processes of one home. Entering starts what is missing, leaving ends all of it."""
 
-    def __init__(self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info) -> None:
+    def __init__(
+        self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info, unattended: bool = True
+    ) -> None:
+        """`unattended`: cycles begin by themselves when they are due (evolve.yaml)."""
+        self._unattended = unattended
         self.home, self.config_dir, self.host, self.port, self.workers, self._say = home, config_dir, host, port, workers, say
         self.tier, self.gateway = load(TierSettings, config_dir), load(GatewaySettings, config_dir)
         for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings, RolloutSettings, WatchSettings):
@@ -104,12 +109,15 @@ class Local(AbstractContextManager["Local"]):
         self._say("starting the tier and the gateway")
         self._start_tier()
         self._start_gateway()
-        self._start_watch()
+        self._start_beside("watch")
+        if self._unattended:
+            self._start_beside("timer")
         self._wait("gateway", lambda: _healthy(f"{self.url}/health/ready"))
         self._wait("tier", self._control.ready)
         self.reconcile()
 
     def _stop(self) -> None:
+        processes.stop(self.home, "timer")
         processes.stop(self.home, "watch")
         processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
         processes.stop(self.home, "tier")
@@ -149,10 +157,11 @@ class Local(AbstractContextManager["Local"]):
         serve = gateway_command(self.host, self.port, self.workers, drain_seconds=self.gateway.drain_seconds)
         processes.start(self.home, "gateway", serve, environment=environment)
 
-    def _start_watch(self) -> None:
-        watch = processes.python("-m", "flows.watch", "--config", str(self.config_dir))
+    def _start_beside(self, flow: str) -> None:
+        """One of the small processes that look at the database every so often: watch, timer."""
+        command = processes.python("-m", f"flows.{flow}", "--config", str(self.config_dir))
         environment = {"TUTELAGE_HOME": str(self.home.root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-        processes.start(self.home, "watch", watch, environment=environment)
+        processes.start(self.home, flow, command, environment=environment)
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         deadline = time.monotonic() + READY_SECONDS
@@ -190,7 +199,9 @@ class Local(AbstractContextManager["Local"]):
             if "TUTELAGE_VALKEY_URL" not in os.environ and processes.find(self.home, "valkey") is None:
                 self._say("Valkey ended; starting it again")
                 engines.start_valkey(self.home)
-            for name, start in (("tier", self._start_tier), ("gateway", self._start_gateway), ("watch", self._start_watch)):
+            beside = ("watch", "timer") if self._unattended else ("watch",)
+            starts = {"tier": self._start_tier, "gateway": self._start_gateway} | {n: partial(self._start_beside, n) for n in beside}
+            for name, start in starts.items():
                 if processes.find(self.home, name) is None:
                     self._say(f"the {name} ended; starting it again")
                     start()

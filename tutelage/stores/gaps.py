@@ -49,9 +49,10 @@ async def traffic(pool: Pool, tenant_id: str, *, rows: int, since: Mapping[str, 
 
 
 def newest(versions: Sequence[Mapping[str, Any]], tenant_id: str) -> dict[str, Mapping[str, Any]]:
-    """The newest version of each domain that a gate has judged. One still "training" when a cycle begins was left by a cycle that was
-    cut off: nothing was learned from it, so its requests are there to learn from; so are those of one in quarantine."""
-    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] not in ("training", "quarantined")}
+    """The newest version of each domain that a gate has judged. Of one still in training, abandoned with its cycle or in quarantine nothing
+    was learned that holds, so its requests are there to learn from."""
+    unlearned = ("training", "abandoned", "quarantined")
+    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] not in unlearned}
 
 
 def tried(version: Mapping[str, Any]) -> Tried:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import asyncpg
 
-from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached, PromotionConflict
+from tutelage.errors import CycleRunning, NotFound, PlanLimitReached, PromotionConflict
 from tutelage.gateway.limits import holdings
 from tutelage.records import Tier
 from tutelage.stores.database import Pool
@@ -89,22 +89,11 @@ async def read_domains(pool: Pool) -> dict[str, list[dict[str, Any]]]:
 
 
 async def open_cycle(pool: Pool, cycle_id: str, tenant_id: str) -> None:
-    """Raises InvalidRequest when this tenant's cycle is running already."""
+    """Raises CycleRunning when this tenant's cycle is running already."""
     try:
         await pool.execute("insert into cycles (id, tenant_id) values ($1, $2)", cycle_id, tenant_id)
     except asyncpg.UniqueViolationError as running:
-        raise InvalidRequest(
-            f"an evolution cycle of {tenant_id} is running; wait for it, or after a crash run: tutelage evolve --once --take-over"
-        ) from running
-
-
-async def abandon_cycles(pool: Pool, tenant_id: str) -> int:
-    """Mark cycles that a crash left running as failed; how many there were."""
-    rows = await pool.fetch(
-        "update cycles set status = 'failed', finished_at = now() where tenant_id = $1 and status = 'running' returning id",
-        tenant_id,
-    )
-    return len(rows)
+        raise CycleRunning(f"an evolution cycle of {tenant_id} is running; wait for it to end") from running
 
 
 async def close_cycle(pool: Pool, cycle_id: str, *, status: str, summary: dict[str, Any]) -> None:

@@ -1,0 +1,113 @@
+"""Cycles of each tenant: who runs one now, what has come since, what one that was cut off left, and what all of them brought.
+
+A cycle is held by an advisory lock of PostgreSQL, which ends with its holder's connection: a killed process holds nothing, whatever its
+rows say. It refuses to decide when a cycle is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+
+from tutelage.errors import CycleRunning
+from tutelage.evolution.timing import Seen
+from tutelage.stores.database import Pool
+
+LOCK = 707_014  # the first half of each lock's key, the second is the tenant's
+LOOKS = 10  # PostgreSQL takes a moment to see that a holder was killed
+
+SEEN = """
+    select t.id, t.name, coalesce(f.started_at, t.created_at) as since, c.status = 'running' as open,
+        coalesce(c.finished_at, c.started_at) as ended,
+        (select count(*)::int from cycles l where l.tenant_id = t.id and l.started_at > coalesce(f.started_at, '-infinity')) as failures,
+        (select count(*)::int from (
+            select 1 from interactions i
+            where i.tenant_id = t.id and i.endpoint = 'chat' and i.created_at > coalesce(f.started_at, '-infinity') limit $2
+        ) n) as fresh,
+        exists (
+            select 1 from pg_locks k where k.locktype = 'advisory' and k.objsubid = 2 and k.granted and k.classid = $1::bigint::oid
+                and k.objid = (hashtext(t.id)::bigint & 4294967295)::oid
+                and k.database = (select oid from pg_database where datname = current_database())
+        ) as held
+    from tenants t
+    left join lateral (
+        select started_at from cycles where tenant_id = t.id and status = 'finished' order by started_at desc limit 1
+    ) f on true
+    left join lateral (select * from cycles where tenant_id = t.id order by started_at desc limit 1) c on true
+    where t.status = 'active' and t.training = 'on' and t.bodies <> 'off' order by since, t.id
+"""
+HALVES = """
+    update versions v set status = 'abandoned', reason = 'its cycle ended before a verdict took effect' from students s
+    where s.name = v.student and s.tenant_id = $1 and v.status in ('training', 'challenger', 'student', 'ta')
+        and not exists (select 1 from promotions p where p.student = v.student and p.version = v.version)
+        and exists (select 1 from cycles c where c.id = v.cycle_id and c.status <> 'running')
+"""
+
+
+@asynccontextmanager
+async def alone(pool: Pool, tenant_id: str) -> AsyncIterator[list[str]]:
+    """Hold the tenant's cycle for the length of a block. Yields the ids of cycles that were cut off before; they are given up.
+
+    A lost connection loses the lock too: then the task that holds it is cancelled, for somebody else may hold it from then on.
+
+    Raises:
+        CycleRunning: another process runs a cycle of this tenant.
+    """
+    async with pool.acquire() as connection:
+        for _ in range(LOOKS):
+            if await connection.fetchval("select pg_try_advisory_lock($1, hashtext($2))", LOCK, tenant_id):
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise CycleRunning(f"an evolution cycle of {tenant_id} is running; wait for it to end")
+        holder = asyncio.current_task()
+
+        def lost(_: Any) -> None:
+            if holder is not None:
+                holder.cancel("the cycle's lock was lost with its connection")
+
+        connection.add_termination_listener(lost)
+        try:
+            yield await _give_up(connection, tenant_id)
+        finally:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                connection.remove_termination_listener(lost)
+                await connection.execute("select pg_advisory_unlock($1, hashtext($2))", LOCK, tenant_id)
+
+
+async def _give_up(connection: Any, tenant_id: str) -> list[str]:
+    async with connection.transaction():
+        rows = await connection.fetch(
+            "update cycles set status = 'failed', finished_at = now(), summary = $2 "
+            "where tenant_id = $1 and status = 'running' returning id",
+            tenant_id,
+            {"students": {}, "note": "cut off"},
+        )
+        await connection.execute(HALVES, tenant_id)
+    return [row["id"] for row in rows]
+
+
+async def clear_halves(pool: Pool, tenant_id: str) -> None:
+    """Mark versions of ended cycles that no line of the ledger names as abandoned: what they learned from is there to be learned again."""
+    await pool.execute(HALVES, tenant_id)
+
+
+async def seen(pool: Pool, *, interval: int | None) -> list[tuple[str, str, Seen]]:
+    """Id, name and what is known of every tenant that learns, the one whose last finished cycle is longest ago first."""
+    rows = await pool.fetch(SEEN, LOCK, max(interval or 1, 1))
+    return [
+        (r["id"], r["name"], Seen(r["fresh"], r["since"], r["held"], bool(r["open"]) and not r["held"], r["failures"], r["ended"]))
+        for r in rows
+    ]  # fmt: skip
+
+
+async def newest(pool: Pool, tenant_id: str) -> dict[str, Any] | None:
+    """A tenant's newest cycle: id, status, started_at, finished_at and summary."""
+    row = await pool.fetchrow(
+        "select id, status, started_at, finished_at, summary from cycles where tenant_id = $1 order by started_at desc limit 1", tenant_id
+    )
+    return dict(row) if row else None
