@@ -303,7 +303,8 @@ def _stop(arguments: argparse.Namespace) -> None:
 def _ui(arguments: argparse.Namespace) -> None:
     from tutelage.fleet.consoles import start
 
-    for name, url in start(Home.from_environment(arguments.home)).items():
+    home = Home.from_environment(arguments.home)
+    for name, url in start(home, config_dir=home.config_dir()).items():
         print(f"{name:8} {url}")
 
 

@@ -287,7 +287,7 @@ async def list_promotions(pool: Pool, _home: Home, _arguments: argparse.Namespac
     return await registry.list_promotions(pool)
 
 
-async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
+async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What the traffic shows just now, by what a second of training is expected to save; a cycle decides by the same rule."""
     settings, versions = load(EvolveSettings, home.config_dir(getattr(_arguments, "config", None))), await registry.list_versions(pool)
     found: list[dict[str, Any]] = []

@@ -72,9 +72,9 @@ async def test_a_tenant_has_one_cycle_at_a_time_and_another_tenant_its_own(pool:
 
 
 async def test_what_a_killed_cycle_left_is_given_up_by_the_next(pool: Pool, database_url: str) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, database_url], cwd=CHECKOUT, stdout=subprocess.PIPE)
+    holder = await asyncio.create_subprocess_exec(sys.executable, "-c", HOLDER, database_url, cwd=CHECKOUT, stdout=subprocess.PIPE)
     assert holder.stdout is not None
-    assert await asyncio.to_thread(holder.stdout.readline) == b"held\n"
+    assert await holder.stdout.readline() == b"held\n"
     assert await held(pool)
     for name in ("judged", "taught", "serving", "refused"):
         await registry.spawn(pool, tenant_id=TENANT.id, domain=name, student=name, cycle_id="killed", folder="/s")
@@ -84,7 +84,7 @@ async def test_what_a_killed_cycle_left_is_given_up_by_the_next(pool: Pool, data
     serves = Decision(TENANT.id, "serving", "promote", "serving", 1, Pointer(1, "serving", 1, "ta"), "good", {})
     await registry.decide(pool, serves, expected=0)
     holder.kill()
-    await asyncio.to_thread(holder.wait)
+    await holder.wait()
 
     async with cycles.alone(pool, TENANT.id) as cut_off:
         assert cut_off == ["killed"]
@@ -96,13 +96,15 @@ async def test_what_a_killed_cycle_left_is_given_up_by_the_next(pool: Pool, data
 
 
 async def test_whoever_loses_the_lock_with_its_connection_stops(pool: Pool) -> None:
+    begun = asyncio.Event()
+
     async def cycle() -> None:
         async with cycles.alone(pool, TENANT.id):
+            begun.set()
             await asyncio.sleep(30)
 
     running = asyncio.create_task(cycle())
-    while not await held(pool):
-        await asyncio.sleep(0.02)
+    await begun.wait()
     await pool.execute("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and classid = $1", cycles.LOCK)
 
     with pytest.raises(asyncio.CancelledError):

@@ -7,7 +7,7 @@ MLflow shows the same facts to people; this ledger is what routing believes. It 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -170,8 +170,10 @@ async def pointer(pool: Pool, tenant_id: str, domain: str) -> Pointer:
     return Pointer(**row) if row else Pointer()
 
 
-async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
+async def decide(pool: Pool, decision: Decision, *, expected: int, within: Callable[[Any], Awaitable[None]] | None = None) -> Pointer:
     """Append a decision if the ledger still ends at `expected`, and wake the gateways.
+
+    `within`: what else becomes true with it or not at all; it is given the transaction's connection.
 
     Raises:
         PromotionConflict: another decision came first; read the pointer and judge again.
@@ -200,6 +202,8 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
             raise PromotionConflict(
                 f"the champion of {decision.domain!r} moved since sequence {expected}; read it again and decide on what is there now"
             )
+        if within is not None:
+            await within(connection)
         await bump(connection)
     return Pointer(moved, decision.champion.student, decision.champion.version, decision.champion.tier)
 
