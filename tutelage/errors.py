@@ -104,6 +104,12 @@ class CycleRunning(Conflict):
     code = "cycle_running"
 
 
+class CycleFailed(TutelageError):
+    """An evolution cycle ended with an error; the message carries its last lines."""
+
+    code = "cycle_failed"
+
+
 class IdempotencyConflict(InvalidRequest):
     """A request with the same Idempotency-Key is being answered now."""
 

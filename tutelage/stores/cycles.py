@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -105,9 +106,18 @@ async def seen(pool: Pool, *, interval: int | None) -> list[tuple[str, str, Seen
     ]  # fmt: skip
 
 
-async def newest(pool: Pool, tenant_id: str) -> dict[str, Any] | None:
-    """A tenant's newest cycle: id, status, started_at, finished_at and summary."""
-    row = await pool.fetchrow(
-        "select id, status, started_at, finished_at, summary from cycles where tenant_id = $1 order by started_at desc limit 1", tenant_id
+async def last(pool: Pool) -> datetime:
+    """When the newest cycle of all tenants began; long ago where there is none."""
+    began: datetime = await pool.fetchval("select coalesce(max(started_at), timestamptz '1970-01-01') from cycles")
+    return began
+
+
+async def since(pool: Pool, moment: datetime) -> list[dict[str, Any]]:
+    """Cycles begun after that moment, oldest first, each with the gaps it found, the most worthwhile first."""
+    rows = await pool.fetch(
+        "select c.id, c.tenant_id, c.status, c.started_at, coalesce(c.finished_at, now()) as finished_at, c.summary, "
+        "(select coalesce(jsonb_agg(g.detail order by g.priority desc, g.domain), '[]') from gaps g where g.cycle_id = c.id) as gaps "
+        "from cycles c where c.started_at > $1 order by c.started_at",
+        moment,
     )
-    return dict(row) if row else None
+    return [dict(row) for row in rows]
