@@ -7,8 +7,9 @@ rows say. It refuses to decide when a cycle is due.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -121,3 +122,39 @@ async def since(pool: Pool, moment: datetime) -> list[dict[str, Any]]:
         moment,
     )
     return [dict(row) for row in rows]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What evolution amounts to, all tenants together. `improvements`: versions that came to answer their domain; `distillations`: that
+    were trained and examined, in `core_seconds`; `gain`: the sum, over the `gains` of them where both were measured, of the share of
+    held-out items that was right after training less before it."""
+
+    cycles: Mapping[str, int]
+    promotions: Mapping[str, int]
+    versions: Mapping[str, int]
+    improvements: int
+    distillations: int
+    core_seconds: float
+    gains: int
+    gain: float
+
+
+async def totals(pool: Pool) -> Totals:
+    async def by(sql: str) -> dict[str, int]:
+        return {row["label"]: row["n"] for row in await pool.fetch(sql)}
+
+    row = await pool.fetchrow(
+        "select (select count(distinct (student, version))::int from promotions where action in ('promote', 'keep')) as improvements, "
+        "count(*) filter (where evidence ? 'core_seconds')::int as distillations, "
+        "coalesce(sum((evidence ->> 'core_seconds')::float8), 0) as core_seconds, "
+        "count(*) filter (where evidence ->> 'before' is not null)::int as gains, "
+        "coalesce(sum((evidence ->> 'accuracy')::float8 - (evidence ->> 'before')::float8), 0) as gain from versions"
+    )
+    assert row is not None
+    return Totals(
+        await by("select status as label, count(*)::int as n from cycles group by status"),
+        await by("select action as label, count(*)::int as n from promotions group by action"),
+        await by("select status as label, count(*)::int as n from versions group by status"),
+        **row,
+    )
