@@ -15,13 +15,13 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.students import Student
-from flows.workshop import Cycle, connected, run_stage, tell
+from flows.workshop import Cycle, connected, load_on_tier, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import contest
 from tutelage.evolution.promotion import Comparison, Evidence, PromotionSettings, Verdict, compared, judge
-from tutelage.fleet.tiers import TierControl, Wanted
-from tutelage.settings import TierSettings, load
+from tutelage.fleet.tiers import Wanted
+from tutelage.settings import load
 from tutelage.stores import evidence as standing
 from tutelage.stores import registry
 from tutelage.stores.registry import Decision, Pointer
@@ -269,15 +269,8 @@ def _job(cycle: Cycle, judged: Judged) -> dict[str, Any]:
 
 
 def _load(cycle: Cycle, judged: Judged) -> None:
-    """Raises AdapterRejected when the tier refuses the files. No running tier is no fault: `serve` loads what the ledger names."""
-    port = load(TierSettings, cycle.config_dir).port
-    control = TierControl(f"http://127.0.0.1:{port}", cycle.state.secret("tier_token"))
-    try:
-        if not control.ready():
-            tell("rollout", "no tier runs; it will load the adapter when it starts", student=judged.student.name)
-            return
-        student, digest = judged.student, judged.student.manifest()["adapter_digest"]
-        name = registry.adapter_name(student.name, student.version)
-        control.load(Wanted(name, str(student.folder / "adapter"), digest))
-    finally:
-        control.close()
+    """Raises AdapterRejected when the tier refuses the files. No running tier is no fault."""
+    student, digest = judged.student, judged.student.manifest()["adapter_digest"]
+    name = registry.adapter_name(student.name, student.version)
+    if not load_on_tier(cycle, Wanted(name, str(student.folder / "adapter"), digest)):
+        tell("rollout", "no tier runs; it will load the adapter when it starts", student=student.name)

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tutelage.errors import TutelageError
 from tutelage.fleet import processes
-from tutelage.settings import CHECKOUT, Home
+from tutelage.fleet.tiers import TierControl, Wanted
+from tutelage.settings import CHECKOUT, Home, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
 
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
@@ -63,6 +64,23 @@ def tell(stage: str, text: str, *, student: str | None = None, done: int | None 
     if target:
         with Path(target).open("a") as file:
             file.write(json.dumps({"stage": stage, "student": student, "text": text, "done": done, "total": total}) + "\n")
+
+
+def load_on_tier(cycle: Cycle, wanted: Wanted) -> bool:
+    """Load an adapter where the tier runs; False where none does: `serve` loads what the ledger names when it starts.
+
+    Raises:
+        AdapterRejected: the tier refuses the files.
+    """
+    port = load(TierSettings, cycle.config_dir).port
+    control = TierControl(f"http://127.0.0.1:{port}", cycle.state.secret("tier_token"))
+    try:
+        running = control.ready()
+        if running:
+            control.load(wanted)
+        return running
+    finally:
+        control.close()
 
 
 async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: Path = CHECKOUT, student: str | None = None) -> str:

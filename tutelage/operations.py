@@ -279,7 +279,7 @@ async def list_keys(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> 
 
 
 async def list_students(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
-    shown = ("tenant_id", "domain", "student", "version", "status", "digest", "mlflow_version", "bento", "reason")
+    shown = ("tenant_id", "domain", "student", "version", "status", "digest", "mlflow_version", "bento", "teachers", "reason")
     return [{name: row[name] for name in shown} for row in await registry.list_versions(pool)]
 
 

@@ -238,7 +238,9 @@ async def _wanted(database_url: str) -> list[tiers.Wanted]:
     pool = await open_pool(database_url, size=1)
     try:
         held = [(c.adapter, c.path, c.digest) for c in await registry.champions(pool)] + await registry.standby(pool)
-        return [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
+        wanted = [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
+        fresh = [tiers.Wanted(s.adapter, str(Path(s.path) / registry.FRESH), s.digest) for s in await registry.spawned(pool)]
+        return wanted + fresh
     finally:
         await pool.close()
 

@@ -62,9 +62,12 @@ class Shadows:
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
         chosen = given.chosen
-        if chosen.strategy is None or (given.tier == "teacher" and not view.students):
+        spawned = view.spawned.get(placed.domain or "")
+        if chosen.strategy is None or (given.tier == "teacher" and not view.students and spawned is None):
             return
         settings = self._routing()
+        if spawned is not None and given.tier == "teacher" and not given.attempts and self._drawn(settings.shadow):
+            self._start(self._ask_spawned(asked, placed, spawned, given.answer, observed=settings.shadow))
         challenger = view.challengers.get(placed.domain or "")
         beside = challenger is not None and given.attempts and all(a.digest != challenger.student.digest for a in given.attempts)
         if challenger is not None and beside and self._drawn(settings.shadow_challenger):
@@ -124,6 +127,14 @@ class Shadows:
         attempt = replace(found.attempts[0], accepted=False, reason="a challenger beside the champion", cost_microusd=0)
         kept = attempt if asked.caller.bodies == "full" else replace(attempt, answer="")
         await add_attempt(self._pool, asked.id, place, kept)
+
+    async def _ask_spawned(self, asked: Asked, placed: Placed, spawned: Challenger, teachers: Answer, *, observed: float) -> None:
+        """What a student that is still being trained says as the bare base: how good it was before, on the domain's own requests."""
+        found = await self._dispatch.try_student(asked.request, spawned.student, spawned.adapter, least=None)
+        if found is None or not found.attempts[0].accepted:
+            return
+        await self._bill(asked, placed, found.answer, spawned.student.name, spawned.student.tier, "a student in training, as its base")
+        await self._compare(asked, placed, teachers, found.attempts, served=False, observed=observed)
 
     async def _ask_doubted(self, asked: Asked, view: TenantView, placed: Placed, teachers: Answer, *, observed: float) -> None:
         for student in view.students:

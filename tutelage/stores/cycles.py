@@ -18,6 +18,7 @@ import asyncpg
 from tutelage.errors import CycleRunning
 from tutelage.evolution.timing import Seen
 from tutelage.stores.database import Pool
+from tutelage.stores.tenants import bump
 
 LOCK = 707_014  # the first half of each lock's key, the second is the tenant's
 LOOKS = 10  # PostgreSQL takes a moment to see that a holder was killed
@@ -90,12 +91,15 @@ async def _give_up(connection: Any, tenant_id: str) -> list[str]:
             {"students": {}, "note": "cut off"},
         )
         await connection.execute(HALVES, tenant_id)
+        await bump(connection)
     return [row["id"] for row in rows]
 
 
 async def clear_halves(pool: Pool, tenant_id: str) -> None:
     """Mark versions of ended cycles that no line of the ledger names as abandoned: what they learned from is there to be learned again."""
-    await pool.execute(HALVES, tenant_id)
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute(HALVES, tenant_id)
+        await bump(connection)
 
 
 async def seen(pool: Pool, *, interval: int | None) -> list[tuple[str, str, Seen]]:
