@@ -20,6 +20,7 @@ from typing import Any
 from prefect import flow
 
 from flows.gate import Judged, gate, package, register, roll_out
+from flows.story import tell_story
 from flows.students import curate, distill, evaluate, finetune, spawn
 from flows.traffic import detect_gaps, find_domains, learn_estimates
 from flows.workshop import Cycle, connected, stage_process, tell
@@ -56,6 +57,7 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
         if entry.verdict.action == "promote":
             await package(cycle, entry)
         await roll_out(cycle, entry)
+    await tell_story(cycle, gaps, judged)
     return {"students": {e.student.name: {"action": e.verdict.action, "reason": e.verdict.reason} for e in judged}}
 
 

@@ -15,7 +15,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.students import Student
-from flows.workshop import Cycle, connected, load_on_tier, run_stage, tell
+from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.outcomes import contest
@@ -272,5 +272,5 @@ def _load(cycle: Cycle, judged: Judged) -> None:
     """Raises AdapterRejected when the tier refuses the files. No running tier is no fault."""
     student, digest = judged.student, judged.student.manifest()["adapter_digest"]
     name = registry.adapter_name(student.name, student.version)
-    if not load_on_tier(cycle, Wanted(name, str(student.folder / "adapter"), digest)):
+    if not load_adapter(cycle.state, cycle.config_dir, Wanted(name, str(student.folder / "adapter"), digest)):
         tell("rollout", "no tier runs; it will load the adapter when it starts", student=student.name)

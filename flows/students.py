@@ -13,7 +13,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.traffic import export
-from flows.workshop import Cycle, connected, load_on_tier, run_stage, tell
+from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
 from tutelage.evolution.gaps import EvolveSettings, Gap
 from tutelage.evolution.spawning import student_name, teachers_of
 from tutelage.fleet.local import BASE
@@ -85,7 +85,7 @@ async def begin(cycle: Cycle, domain: str) -> Student:
         adapter = registry.adapter_name(name, version)
         digest = fresh.write(cycle.state.models / BASE, student.folder / registry.FRESH, name=adapter)
         await registry.begin_with(pool, name, version, digest=digest)
-    shown = load_on_tier(cycle, Wanted(adapter, str(student.folder / registry.FRESH), digest))
+    shown = load_adapter(cycle.state, cycle.config_dir, Wanted(adapter, str(student.folder / registry.FRESH), digest))
     told = f"version {version} registered{' and loaded' if shown else ''} after {time.monotonic() - began:.2f} s"
     tell("begin", f"{told}; taught by {', '.join(teachers) or 'nobody yet'}", student=name)
     return student

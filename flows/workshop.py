@@ -66,19 +66,19 @@ def tell(stage: str, text: str, *, student: str | None = None, done: int | None 
             file.write(json.dumps({"stage": stage, "student": student, "text": text, "done": done, "total": total}) + "\n")
 
 
-def load_on_tier(cycle: Cycle, wanted: Wanted) -> bool:
-    """Load an adapter where the tier runs; False where none does: `serve` loads what the ledger names when it starts.
+def load_adapter(home: Home, config_dir: Path, wanted: Wanted) -> bool:
+    """Have the tier hold an adapter before anything is routed to it. False: none runs, and `serve` loads what the ledger names.
 
     Raises:
         AdapterRejected: the tier refuses the files.
+        BackendFailed: it did not load them.
     """
-    port = load(TierSettings, cycle.config_dir).port
-    control = TierControl(f"http://127.0.0.1:{port}", cycle.state.secret("tier_token"))
+    control = TierControl(f"http://127.0.0.1:{load(TierSettings, config_dir).port}", home.secret("tier_token"))
     try:
-        running = control.ready()
-        if running:
-            control.load(wanted)
-        return running
+        if not control.ready():
+            return False
+        control.load(wanted)
+        return True
     finally:
         control.close()
 

@@ -255,7 +255,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
     config = home.config_dir(arguments.config)
-    local = Local(home, config_dir=config, host=arguments.host, port=arguments.port, workers=arguments.workers, say=_say)
+    local = Local(home, config_dir=config, host=arguments.host, port=arguments.port, workers=arguments.workers, say=_say, unattended=True)
     with local:
         _say(f"serving {local.url}/v1 with {config}; state in {home.root}; stop with Ctrl-C")
         local.watch()

@@ -69,9 +69,7 @@ def demo(home: Home, *, traffic: Sequence[Path] | None, report: Path | None, see
     with Progress() as progress:
         planned = _plan(traffic, seed, per_domain, progress)
         _write_config(home, planned)
-        config = home.root / "config"
-        # the demo's one cycle begins between its two parts, and not by itself
-        local = Local(home, config_dir=config, host="127.0.0.1", port=_port(8080), workers=1, say=progress.say, unattended=False)
+        local = Local(home, config_dir=home.root / "config", host="127.0.0.1", port=_port(8080), workers=1, say=progress.say)
         with local, PeakMemory([os.getpid(), *_postmaster(home)], interval=3.0) as memory:
             key, tenant_id, tenant_name = asyncio.run(_tenant(home, local))
             before = asyncio.run(_send(local.url, key, planned.before, "before", progress, feedback_seed=seed))

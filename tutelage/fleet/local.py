@@ -67,7 +67,7 @@ class Local(AbstractContextManager["Local"]):
     """The running processes of one home. Entering starts what is missing, leaving ends all of it."""
 
     def __init__(
-        self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info, unattended: bool = True
+        self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info, unattended: bool = False
     ) -> None:
         """`unattended`: cycles begin by themselves when they are due (evolve.yaml)."""
         self._unattended = unattended

@@ -45,7 +45,7 @@ SEEN = """
 """
 HALVES = """
     update versions v set status = 'abandoned', reason = 'its cycle ended before a verdict took effect' from students s
-    where s.name = v.student and s.tenant_id = $1 and v.status in ('training', 'challenger', 'student', 'ta')
+    where s.name = v.student and s.tenant_id = $1 and v.status in ('training', 'waiting', 'challenger', 'student', 'ta')
         and not exists (select 1 from promotions p where p.student = v.student and p.version = v.version)
         and exists (select 1 from cycles c where c.id = v.cycle_id and c.status <> 'running')
 """

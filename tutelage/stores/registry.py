@@ -147,7 +147,7 @@ async def begin_with(pool: Pool, student: str, version: int, *, digest: str) -> 
 async def _make_room(connection: Any, tenant_id: str, domain: str, student: str, most: int) -> None:
     """Retire the oldest versions beyond the limit, but for the champion, a challenger and whoever a rollback would go back to."""
     kept = await connection.fetch(
-        "select version from versions where student = $1 and status in ('training', 'challenger', 'student', 'ta', 'teacher') "
+        "select version from versions where student = $1 and status in ('training', 'waiting', 'challenger', 'student', 'ta', 'teacher') "
         "and not exists (select 1 from rollouts r where r.student = versions.student and r.version = versions.version) order by version",
         student,
     )

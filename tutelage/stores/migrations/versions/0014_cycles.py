@@ -11,7 +11,8 @@ down_revision = "0012"
 STATEMENTS = """
 alter table versions drop constraint versions_status_check;
 alter table versions add constraint versions_status_check check (status in
-    ('training', 'refused', 'challenger', 'student', 'ta', 'teacher', 'quarantined', 'abandoned', 'retired'));
+    ('training', 'refused', 'waiting', 'challenger', 'student', 'ta', 'teacher', 'quarantined',
+     'abandoned', 'retired'));
 alter table versions add column teachers jsonb not null default '[]';
 alter table versions add column fresh_digest text;
 create index cycles_by_tenant on cycles (tenant_id, started_at)
