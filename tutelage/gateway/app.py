@@ -180,6 +180,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         # reports and checks of chains have connections of their own, so that they hold up nothing that a request needs
         state.admin_pool = await open_pool(setup.database_url, size=2)
         opened.push_async_callback(state.admin_pool.close)
+        state.config_dir = setup.config_dir
         state.pepper, state.heads, state.has_tier = setup.home.secret("pepper"), HeadsFile.of(setup.home), setup.tier_url is not None
         evolved = summary.Evolved(state.admin_pool, seconds=settings.storage_seconds)
         state.metrics.summaries = [summary.derived, evolved.families]
