@@ -211,7 +211,16 @@ def test_where_prefect_runs_an_event_has_its_worker_run_the_cycle(installation: 
 TRAINING = {
     "budget_tokens": 30_000, "probe_tokens": 8_000, "learning_rate": 0.01, "max_epochs": 6, "step_examples": 4,
 }  # fmt: skip
-BEFORE_THE_GATE = ("told domains", "told gaps", "runs training.pipeline", "told spawn", "runs curate", "runs distill", "runs finetune")
+BEFORE_THE_GATE = (
+    "told domains",
+    "told gaps",
+    "told begin",
+    "runs training.pipeline",
+    "told spawn",
+    "runs curate",
+    "runs distill",
+    "runs finetune",
+)
 FROM_THE_GATE_ON = ("runs evaluate", "told gate", "runs training.publish", "runs bentos.tier.package", "told package", "told rollout")
 
 
