@@ -23,7 +23,7 @@ from flows.gate import Judged, gate, package, register, roll_out
 from flows.story import tell_story
 from flows.students import curate, distill, evaluate, finetune, spawn
 from flows.traffic import detect_gaps, find_domains, learn_estimates
-from flows.workshop import Cycle, connected, stage_process, tell
+from flows.workshop import Cycle, connected, end_stage, tell
 from tutelage.errors import CycleRunning, PlanLimitReached, TutelageError
 from tutelage.fleet import processes
 from tutelage.settings import Home
@@ -74,7 +74,7 @@ async def run(home: Home, *, config_dir: Path, database_url: str, tenant: str | 
                 async with cycles.alone(pool, one.id) as cut_off:
                     for cycle_id in cut_off:
                         tell("evolve", f"cycle {cycle_id} of {one.name} was cut off; it begins anew")
-                        processes.stop(home, stage_process(cycle_id))
+                        await asyncio.to_thread(end_stage, home, cycle_id)
                     await _one(pool, replace(start, id=uuid.uuid4().hex[:12], tenant_id=one.id, tenant_name=one.name))
             except CycleRunning as running:
                 if tenant:

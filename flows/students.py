@@ -47,8 +47,8 @@ class Student:
 async def spawn(cycle: Cycle, gap: Gap) -> Student:
     """Register the next version of the domain's student, loadable and in the teacher's shadow at once; then what it learns from."""
     student = await begin(cycle, gap.domain)
-    if not (cycle.state.students / ".dvc").exists():
-        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--quiet"], cwd=cycle.state.students)
+    if not (cycle.state.students / ".dvc" / "config").exists():  # none yet, or one whose making was cut off
+        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--force", "--quiet"], cwd=cycle.state.students)
     requests = await export(cycle, gap.domain, student.folder / "interactions.jsonl")
     arguments = ["-m", "training.pipeline", "--student", str(student.folder), "--settings", str(cycle.config_dir)]
     frozen = await _held_out(cycle, student)

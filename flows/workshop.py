@@ -16,12 +16,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tutelage.errors import TutelageError
 from tutelage.fleet import processes
 from tutelage.fleet.tiers import TierControl, Wanted
 from tutelage.settings import CHECKOUT, Home, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
 
+STORING = ("training.publish", "bentos.tier.package")
+STORING_SECONDS = 120.0
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
 
 
@@ -124,8 +128,18 @@ async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: 
 
 
 def stage_process(cycle_id: str) -> str:
-    """The name under which this home knows the stage that a cycle is at: whoever takes a killed cycle over ends it."""
+    """The name under which this home knows the stage that a cycle is at."""
     return f"stage-{cycle_id}"
+
+
+def end_stage(home: Home, cycle_id: str) -> None:
+    """End the stage that a killed cycle was at. One that writes into MLflow's or BentoML's store is given time to end by itself: cut off in
+    the middle, the store might not open again."""
+    running = processes.find(home, stage_process(cycle_id))
+    if running is not None and any(name in running.cmdline() for name in STORING):
+        with suppress(psutil.TimeoutExpired):
+            running.wait(STORING_SECONDS)
+    processes.stop(home, stage_process(cycle_id))
 
 
 async def _lines(process: asyncio.subprocess.Process, stage: str, student: str | None) -> AsyncIterator[str]:
