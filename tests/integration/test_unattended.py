@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 TENANT = Tenant("ten_a", "acme", "pro")
 SIGNALS = {"red": "stop", "green": "go", "amber": "wait"}
 PLACES = ["harbour", "station", "bridge", "market", "school", "museum", "garden", "tower", "castle", "square", "river", "church"]
-DEADLINE_SECONDS = 150.0
+DEADLINE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -214,16 +214,9 @@ def test_where_prefect_runs_an_event_has_its_worker_run_the_cycle(installation: 
 
 TRAINING = {"budget_tokens": 60_000, "probe_tokens": 12_000, "learning_rate": 0.01, "max_epochs": 12}
 BEFORE_THE_GATE = (
-    "told domains",
-    "told gaps",
-    "told begin",
-    "runs training.pipeline",
-    "told spawn",
-    "runs curate",
-    "runs distill",
-    "runs finetune",
-)
-FROM_THE_GATE_ON = ("runs evaluate", "told gate", "runs training.publish", "runs bentos.tier.package", "told package", "told answers")
+    "told domains", "told gaps", "told begin", "runs training.pipeline", "runs curate", "runs distill", "runs finetune", "runs evaluate",
+)  # fmt: skip
+FROM_THE_GATE_ON = ("told gate", "runs training.publish", "runs bentos.tier.package", "told answers")
 
 
 @pytest.mark.parametrize("steps", [BEFORE_THE_GATE, FROM_THE_GATE_ON], ids=["before the gate", "from the gate on"])
