@@ -259,7 +259,8 @@ def killed_at(installation: Installation, step: str) -> None:
         if how == "told":
             lines = [json.loads(line) for line in told.read_text().splitlines()]
             return any(name == line["stage"] or (line["stage"] == "rollout" and name in line["text"]) for line in lines)
-        return any(name in json.loads(file.read_text())["command"] for file in installation.home.run.glob("stage-*.json"))
+        notes = [json.loads(file.read_text()) for file in installation.home.run.glob("stage-*.json")]
+        return any(name in note["command"] and note["created"] > cycle.create_time() for note in notes)
 
     until(there, step, log=installation.home.logs / "evolve.log", pause=0.01)
     cycle.kill()
