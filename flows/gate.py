@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,10 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
             tell("rollout", "no tier runs; it will load the adapter when it starts", student=student.name)
     now = Pointer(judged.pointer.sequence + 1, student.name, student.version, verdict.tier)
     champion = now if verdict.action in ("promote", "keep") else judged.pointer
+    begins = None
+    if verdict.action == "challenge" and verdict.tier is not None:
+        rollout = standing.Rollout(cycle.tenant_id, student.domain, student.name, student.version, 0, verdict.tier)
+        begins = partial(standing.begin_rollout, rollout=rollout)
     async with connected(cycle) as pool:
         await registry.decide(
             pool,
@@ -129,10 +134,8 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
                 judged.evidence.to_dict(),
             ),
             expected=judged.pointer.sequence,
+            within=begins,
         )
-        if verdict.action == "challenge" and verdict.tier is not None:
-            rollout = standing.Rollout(cycle.tenant_id, student.domain, student.name, student.version, 0, verdict.tier)
-            await standing.begin_rollout(pool, rollout)
     tell("rollout", TOLD[verdict.action].format(domain=student.domain), student=student.name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.traffic import export
-from flows.workshop import Cycle, connected, run_stage, tell
-from tutelage.evolution.gaps import Gap
-from tutelage.evolution.spawning import student_name
+from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
+from tutelage.evolution.gaps import EvolveSettings, Gap
+from tutelage.evolution.spawning import student_name, teachers_of
+from tutelage.fleet.local import BASE
+from tutelage.fleet.tiers import Wanted
+from tutelage.settings import ModelsSettings, load
 from tutelage.stores import registry
 
 
@@ -41,27 +45,50 @@ class Student:
 
 @task(cache_policy=NO_CACHE, task_run_name="spawn-{gap.domain}")
 async def spawn(cycle: Cycle, gap: Gap) -> Student:
-    """Register the next version of the domain's student and write its folder: data, settings, pipeline."""
-    name = student_name(cycle.tenant_name, gap.domain)
+    """Register the next version of the domain's student, loadable and in the teacher's shadow at once; then what it learns from."""
+    student = await begin(cycle, gap.domain)
+    if not (cycle.state.students / ".dvc" / "config").exists():  # none yet, or one whose making was cut off
+        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--force", "--quiet"], cwd=cycle.state.students)
+    requests = await export(cycle, gap.domain, student.folder / "interactions.jsonl")
+    arguments = ["-m", "training.pipeline", "--student", str(student.folder), "--settings", str(cycle.config_dir)]
+    frozen = await _held_out(cycle, student)
+    await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=student.name)
+    tell("spawn", f"version {student.version} from {requests} requests", student=student.name)
+    return replace(student, requests=requests)
+
+
+async def begin(cycle: Cycle, domain: str) -> Student:
+    """From the decision to a registered version with a fresh adapter and its teachers, on the tier and in routing as a shadow: no process
+    is started for it and no torch imported, so it takes a fraction of a second.
+
+    Raises:
+        PlanLimitReached: the tenant has as many students as it may, or the domain needs every version it keeps.
+    """
+    from inference import fresh
+
+    began, name = time.monotonic(), student_name(cycle.tenant_name, domain)
+    settings, models = load(EvolveSettings, cycle.config_dir), load(ModelsSettings, cycle.config_dir)
     async with connected(cycle) as pool:
+        now = await registry.pointer(pool, cycle.tenant_id, domain)
+        teachers = teachers_of(domain, models.models, graduate=now.student if now.tier == "teacher" else None)
         version = await registry.spawn(
             pool,
             tenant_id=cycle.tenant_id,
-            domain=gap.domain,
+            domain=domain,
             student=name,
             cycle_id=cycle.id,
             folder=str(cycle.state.students / name / "v{version}"),
+            most=settings.max_models_per_domain,
+            teachers=teachers,
         )
-    folder = cycle.state.students / name / f"v{version}"
-    if not (cycle.state.students / ".dvc").exists():
-        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--quiet"], cwd=cycle.state.students)
-    student = Student(name, version, gap.domain, folder)
-    requests = await export(cycle, gap.domain, folder / "interactions.jsonl")
-    arguments = ["-m", "training.pipeline", "--student", str(folder), "--settings", str(cycle.config_dir)]
-    frozen = await _held_out(cycle, student)
-    await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=name)
-    tell("spawn", f"version {version} from {requests} requests", student=name)
-    return replace(student, requests=requests)
+        student = Student(name, version, domain, cycle.state.students / name / f"v{version}")
+        adapter = registry.adapter_name(name, version)
+        digest = fresh.write(cycle.state.models / BASE, student.folder / registry.FRESH, name=adapter)
+        await registry.begin_with(pool, name, version, digest=digest)
+    shown = load_adapter(cycle.state, cycle.config_dir, Wanted(adapter, str(student.folder / registry.FRESH), digest))
+    told = f"version {version} registered{' and loaded' if shown else ''} after {time.monotonic() - began:.2f} s"
+    tell("begin", f"{told}; taught by {', '.join(teachers) or 'nobody yet'}", student=name)
+    return student
 
 
 @task(cache_policy=NO_CACHE, task_run_name="curate-{student.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -74,7 +75,8 @@ async def detect_gaps(cycle: Cycle) -> list[Gap]:
         since = {domain: v["created_at"] for domain, v in newest.items()}
         traffic = await ledger.traffic(pool, cycle.tenant_id, rows=settings.window_rows, since=since, recalled=recalled(rows))
         tried = {domain: ledger.tried(v) for domain, v in newest.items()}
-        gaps = measure(traffic, settings, tried=tried, spent_seconds=await ledger.trained_today(pool, cycle.tenant_id))
+        spent = await ledger.trained_today(pool, cycle.tenant_id)
+        gaps = measure(traffic, settings, tried=tried, spent_seconds=spent, asked=cycle.asked)
         await ledger.keep(pool, cycle.id, cycle.tenant_id, gaps)
     table = [{name: getattr(gap, name) for name in SHOWN} for gap in gaps]
     await acreate_table_artifact(key="gaps", table=table, description=f"Gaps of {cycle.tenant_name}: frequency × cost × failure")
@@ -189,4 +191,4 @@ def _prompt(messages: Sequence[dict[str, Any]]) -> str:
 def _embed(cycle: Cycle, prompts: list[str]) -> Any:
     from tutelage.routing.encoder import Encoder
 
-    return Encoder(cycle.state.models / "encoder", threads=2).encode(prompts)
+    return Encoder(cycle.state.models / "encoder", threads=int(os.environ.get("OMP_NUM_THREADS") or 2)).encode(prompts)

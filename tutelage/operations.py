@@ -21,9 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from tutelage import erasure, lineage
+from tutelage import erasure, gaps, lineage
 from tutelage.errors import AuditBroken, InvalidRequest
-from tutelage.evolution.gaps import EvolveSettings, measure
+from tutelage.evolution.gaps import EvolveSettings
 from tutelage.fleet import engines, processes
 from tutelage.gateway import limits, tenancy
 from tutelage.gateway.limits import Agreement, Limits
@@ -34,7 +34,7 @@ from tutelage.records import Key, Tenant
 from tutelage.routing import tuning
 from tutelage.routing.judge import unbiased
 from tutelage.settings import Home, RoutingSettings, load
-from tutelage.stores import audit, bodies, gaps, interactions, outcomes, policies, registry, tenants, usage
+from tutelage.stores import audit, bodies, interactions, outcomes, policies, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.heads import HeadsExporter, HeadsFile
 
@@ -42,10 +42,6 @@ Result = list[dict[str, Any]] | dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MOST_LESSONS = 1_000_000
 MOST_TIME = timedelta(days=36_500)
-GAP = (
-    "domain", "requests", "per_day", "failure_rate", "failure_95", "escalation_rate", "escalation_95", "cost_microusd",
-    "cost_per_day_microusd", "learnability", "kind", "training_seconds", "priority", "decision", "reason",
-)  # fmt: skip
 MOST_LOGGED = 20_000  # newest requests that a change is decided on
 BY_ITSELF = Maker(tenants.SYSTEM)
 
@@ -279,7 +275,7 @@ async def list_keys(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> 
 
 
 async def list_students(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
-    shown = ("tenant_id", "domain", "student", "version", "status", "awaits", "digest", "mlflow_version", "bento", "reason")
+    shown = ("tenant_id", "domain", "student", "version", "status", "awaits", "digest", "mlflow_version", "bento", "teachers", "reason")
     return [{name: row[name] for name in shown} for row in await registry.list_versions(pool)]
 
 
@@ -287,21 +283,22 @@ async def list_promotions(pool: Pool, _home: Home, _arguments: argparse.Namespac
     return await registry.list_promotions(pool)
 
 
-async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
+async def list_gaps(pool: Pool, home: Home, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What the traffic shows just now, by what a second of training is expected to save; a cycle decides by the same rule."""
-    settings, versions = load(EvolveSettings, home.config_dir()), await registry.list_versions(pool)
-    found: list[dict[str, Any]] = []
-    for tenant in await tenants.list_tenants(pool):
-        newest = gaps.newest(versions, tenant.id)
-        since = {domain: version["created_at"] for domain, version in newest.items()}
-        recalled = await gaps.last_recalled(pool, tenant.id)
-        traffic = await gaps.traffic(pool, tenant.id, rows=settings.window_rows, since=since, recalled=recalled)
-        tried = {domain: gaps.tried(version) for domain, version in newest.items()}
-        spent = await gaps.trained_today(pool, tenant.id)
-        for gap in measure(traffic, settings, tried=tried, spent_seconds=spent):
-            told = gap.to_dict()
-            found.append({"tenant_id": tenant.id, **{name: told[name] for name in GAP}})
-    return found
+    settings = load(EvolveSettings, home.config_dir(getattr(arguments, "config", None)))
+    return await gaps.now(pool, settings, [tenant.id for tenant in await tenants.list_tenants(pool)])
+
+
+async def check_proposed(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """The named gaps of a tenant. Raises InvalidRequest where one is unknown or not worth a student, telling why."""
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    known = {row["domain"]: row for row in await list_gaps(pool, home, arguments) if row["tenant_id"] == tenant.id and row["domain"]}
+    for domain in arguments.domain:
+        if domain not in known:
+            raise InvalidRequest(f"{tenant.name} has no domain {domain!r}; it has: {', '.join(known) or 'none yet'}")
+        if known[domain]["decision"] not in ("propose", "train"):
+            raise InvalidRequest(f"{domain} is not worth a student now: {known[domain]['reason']}")
+    return [known[domain] for domain in arguments.domain]
 
 
 async def write_lessons(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
@@ -428,6 +425,7 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "students": list_students,
     "promotions": list_promotions,
     "gaps": list_gaps,
+    "check_proposed": check_proposed,
     "lessons": write_lessons,
     "usage": list_usage,
     "status": status,

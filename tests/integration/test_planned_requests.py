@@ -473,6 +473,26 @@ async def test_a_tier_that_is_overloaded_or_gone_stands_against_no_student(runni
     assert await running.pool.fetchval("select count(*) from attempts") == 0
 
 
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 1.0}])
+async def test_a_student_in_training_is_asked_in_the_teachers_shadow_and_never_given(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    facts = {"tenant_id": running.tenant_id, "domain": "colours", "student": "acme-colours", "cycle_id": "c1", "folder": "/s"}
+    await registry.begin_with(running.pool, "acme-colours", await registry.spawn(running.pool, **facts), digest="fresh-1")
+    await until(lambda: "colours" in running.app.state.watcher.current.view(running.tenant_id).spawned)
+    running.student.fingerprint = "fresh-1"
+    response = await ask(running, {"model": "auto", "messages": [{"role": "user", "content": COLOURS[3]}]})
+    await running.app.state.shadows.settled()
+
+    assert response.headers["x-tutelage-tier"] == "teacher"
+    assert running.student.requests[-1]["model"] == "acme-colours.v1"
+    found = await running.pool.fetch("select model, digest, served, domain from outcomes")
+    assert [tuple(row) for row in found] == [("acme-colours", "fresh-1", False, "colours")]
+    assert await attempts(running) == []
+    await registry.complete_version(running.pool, "acme-colours", 1, status="refused")
+    await tenants.change_tenant(running.pool, running.tenant_id, "strategy", "quality")
+    await until(lambda: not running.app.state.watcher.current.view(running.tenant_id).spawned)
+
+
 # --- what cycles learn of models -----------------------------------------------------------------------------------------
 
 

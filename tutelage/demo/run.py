@@ -221,7 +221,7 @@ def _trained(before: Sequence[Sent], rows: dict[str, dict[str, Any]], versions: 
         domain = (rows.get(sent.request_id) or {}).get("domain")
         if domain is not None:
             tasks.setdefault(domain, Counter())[sent.item.task] += 1
-    found = [_student(v, tasks[v["domain"]].most_common(1)[0][0]) for v in versions if v["domain"] in tasks and v["evidence"]]
+    found = [_student(v, tasks[v["domain"]].most_common(1)[0][0]) for v in versions if v["domain"] in tasks and v["status"] in DECISIONS]
     for task in sorted({sent.item.task for sent in before} - {record.task for record in found}):
         reason = "no gap of this task was worth a student; see: tutelage gaps"
         found.append(Trained(task, None, "refused", reason, 0, 0, 0, None, None))

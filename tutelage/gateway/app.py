@@ -22,7 +22,7 @@ from tutelage import __version__
 from tutelage.errors import Unavailable
 from tutelage.fleet import backends
 from tutelage.fleet.endpoint import Deadlines, Endpoint
-from tutelage.gateway import admin, bare, configuration, endpoints, wire
+from tutelage.gateway import admin, bare, configuration, endpoints, summary, wire
 from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import Cache
 from tutelage.gateway.callers import Callers
@@ -182,8 +182,12 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         # reports and checks of chains have connections of their own, so that they hold up nothing that a request needs
         state.admin_pool = await open_pool(setup.database_url, size=2)
         opened.push_async_callback(state.admin_pool.close)
+        state.config_dir = setup.config_dir
         state.pepper, state.heads, state.has_tier = setup.home.secret("pepper"), HeadsFile.of(setup.home), setup.tier_url is not None
+        evolved = summary.Evolved(state.admin_pool, seconds=settings.storage_seconds)
+        state.metrics.summaries = [summary.derived, evolved.families]
         background = (
+            evolved,
             Gauges(state, seconds=settings.gauge_seconds),
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
             Estimators(pool, state.estimators, seconds=settings.estimates_seconds),

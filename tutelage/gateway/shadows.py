@@ -85,13 +85,16 @@ class Shadows:
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
         chosen = given.chosen
-        if chosen.strategy is None or (given.tier == "teacher" and not view.students):
+        spawned = view.spawned.get(placed.domain or "")
+        if chosen.strategy is None or (given.tier == "teacher" and not view.students and spawned is None):
             return
         settings = self._routing()
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
         # one number for both: where the teacher is asked beside a champion the challenger is too, and each such request is a pair
         number, room = self._random.random(), len(self._running) < settings.shadows_at_once
+        if spawned is not None and given.tier == "teacher" and not given.attempts and room and number < settings.shadow:
+            self._start(self._ask_spawned(asked, placed, spawned, given.answer, observed=settings.shadow))
         drawn, contested = room and number < share, room and number < settings.shadow_challenger
         beside = _Beside.of(view, placed, given, escalated=settings.shadow_challenger, accepted=min(share, settings.shadow_challenger))
         if given.tier == "teacher" and tried:
@@ -156,6 +159,14 @@ class Shadows:
         await add_attempt(self._pool, asked.id, beside.place, kept)
         if teachers is not None and attempt.confidence:
             await self._compare(asked, placed, teachers, [attempt], served=False, observed=observed)
+
+    async def _ask_spawned(self, asked: Asked, placed: Placed, spawned: Challenger, teachers: Answer, *, observed: float) -> None:
+        """What a student that is still being trained says as the bare base: how good it was before, on the domain's own requests."""
+        found, _ = await self._dispatch.try_student(asked.request, spawned.student, spawned.adapter, least=None)
+        if found is None or not found.attempts[0].accepted:
+            return
+        await self._bill(asked, placed, found.answer, spawned.student.name, spawned.student.tier, "a student in training, as its base")
+        await self._compare(asked, placed, teachers, found.attempts, served=False, observed=observed)
 
     async def _ask_doubted(self, asked: Asked, view: TenantView, placed: Placed, teachers: Answer, *, observed: float) -> None:
         for student in view.students:

@@ -131,6 +131,10 @@ class Page(Strict):
     after: Text | None = None
 
 
+class GapsQuery(Strict):
+    tenant: Text | None = None
+
+
 class UsageQuery(Strict):
     """`by`: what to group by, parted by commas. Days are UTC; both belong to it. A CSV has all rows, whatever `limit` and `offset` say."""
 
@@ -296,6 +300,34 @@ class Usage(BaseModel):
     object: Literal["list"] = "list"
     data: list[UsageRow]
     has_more: bool
+
+
+class Gap(BaseModel):
+    """A domain (null: requests that fit none yet). Rates have 95 % Wilson bounds; costs are micro-dollars, `priority` those that a
+    core-second of training is expected to save a day; `decision`: what a cycle would do now."""
+
+    tenant_id: str
+    domain: str | None
+    requests: int
+    per_day: float
+    failure_rate: float
+    failure_95: tuple[float, float]
+    escalation_rate: float
+    escalation_95: tuple[float, float]
+    cost_microusd: int
+    cost_per_day_microusd: float
+    learnability: float
+    kind: Literal["skill", "knowledge"]
+    training_seconds: float
+    priority: float
+    decision: Literal["train", "propose", "retrieve", "wait"]
+    reason: str
+
+
+class Gaps(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Gap]
+    has_more: Literal[False] = False
 
 
 class Bill(BaseModel):
