@@ -71,7 +71,7 @@ def test_a_day_is_lived_and_reported_against_the_teacher_alone(home: Home, tmp_p
     assert first["saved"]["by_cache"] == pytest.approx(first["saved"]["share"])
     assert 0.09 < first["latency"]["always-teacher"]["p50_seconds"] < 0.3
     assert len(told["cycles"]) == 3
-    assert {v["action"] for v in told["cycles"][0]["versions"] if v["task"] == "lights"} <= {"promote", "keep"} != set()
+    assert [(v["task"], v["action"]) for v in told["cycles"][0]["versions"]] in ([("lights", "promote")], [("lights", "keep")])
     assert last["saved"]["by_students"] > 0.2
     parts = sum(last["saved"][part] for part in ("by_students", "by_cache", "by_escalations", "by_checks"))
     assert parts == pytest.approx(last["saved"]["share"])
