@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
         comparison = await _comparison(pool, student, report, pointer)
         evidence = _evidence(report, manifest, comparison, _leaked(student) or _too_good(report))
+        evidence = replace(evidence, kept=await _kept(pool, report, pointer))
         settings = load(PromotionSettings, cycle.config_dir)
         number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
         verdict = judge(evidence, settings, needed=settings.needed(number, passed))
@@ -203,6 +204,20 @@ async def _comparison(pool: Any, student: Student, report: dict[str, Any], point
                     pairs += contest(right, theirs[prompt])
             return compared(pairs, domain=student.domain, price=_tokens(report), champion_price=_tokens(_report(folder)))
     return None
+
+
+async def _kept(pool: Any, report: dict[str, Any], pointer: Pointer) -> Tally | None:
+    """Candidate and champion on the canaries that both were asked: is earlier traffic still known? None without a champion."""
+    for version in await registry.list_versions(pool):
+        if (version["student"], version["version"]) == (pointer.student, pointer.version):
+            return remembered(report, _report(Path(version["path"])))
+    return None
+
+
+def remembered(report: dict[str, Any], champions: dict[str, Any]) -> Tally:
+    """Two evaluations' answers to the same canaries."""
+    mine, theirs = (told.get("canaries", {}).get("right", {}) for told in (report, champions))
+    return sum((contest(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())), Tally())
 
 
 def _answers(folder: Path) -> dict[str, bool]:

@@ -23,6 +23,7 @@ from training import baselines, examples, settings
 from training.examples import Example
 from training.finetune import MANIFEST
 from tutelage.errors import AdapterRejected, TrafficUnreadable
+from tutelage.evolution.canaries import key_of
 from tutelage.routing import confidence
 from tutelage.scoring import Rate, majority, wilson
 from tutelage.settings import Home, Strict
@@ -154,7 +155,11 @@ def evaluate(
     unseen = ask(kept_apart, student=STUDENT if adapter else None)
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
-        "canaries": {"n": len(unseen), "correct": sum(a.correct for a in unseen)},
+        "canaries": {
+            "n": len(unseen),
+            "correct": sum(a.correct for a in unseen),
+            "right": {key_of(a.example.text).hex(): a.correct for a in unseen},
+        },
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),

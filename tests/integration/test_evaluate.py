@@ -70,8 +70,10 @@ def test_predictions_stand_in_the_order_of_the_items(tiny: Path, yes_sayer: Path
 
 
 def test_canaries_are_answered_too_and_no_canaries_are_none(tiny: Path, yes_sayer: Path, items: Path, tmp_path: Path) -> None:
-    assert evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=items)["canaries"] == {"n": 40, "correct": 30}
-    assert evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=tmp_path / "none")["canaries"] == {"n": 0, "correct": 0}
+    told = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=items)["canaries"]
+    assert (told["n"], told["correct"], sum(told["right"].values())) == (40, 30, 30)
+    none = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=tmp_path / "none")["canaries"]
+    assert none == {"n": 0, "correct": 0, "right": {}}
 
 
 def test_the_bare_base_can_be_measured_too(tiny: Path, items: Path) -> None:

@@ -37,7 +37,9 @@ TEACHER_SECONDS = 0.5
 TEACHER_ERRORS = 0.05  # of the generated day; a log's teacher is as right as the log
 ALONE = {"x-tutelage-strategy": "always-teacher", "x-tutelage-cache": "bypass"}
 SETTLE_SECONDS = 3.0  # until what is checked after the reply is on record
-EVOLVE = {"max_students": 2}  # a cycle must end before the next quarter begins
+# A cycle must end before the next quarter begins, and a day's training has a budget (core-seconds): most needed gaps first.
+EVOLVE = {"max_students": 2, "training_seconds": 200, "training_seconds_per_day": 1200}
+FINETUNE = {"budget_tokens": 12_000, "least_examples": 500}
 
 
 @dataclass
@@ -73,7 +75,8 @@ def demo_day(
         planned, errors = _plan(traffic, seed, per_quarter, progress)
         file = home.folder("demo") / "day-recording.jsonl"
         recording.write(planned.items, file, error_rate=errors, seed=seed)
-        configuration = installation.configure(home, file, source=config, delay_seconds=TEACHER_SECONDS, evolve=EVOLVE)
+        changes = {} if config else {"evolve": EVOLVE, "finetune": FINETUNE}
+        configuration = installation.configure(home, file, source=config, delay_seconds=TEACHER_SECONDS, **changes)
         local = Local(home, config_dir=configuration, host="127.0.0.1", port=installation.free_port(8080), workers=1, say=progress.say)
         with local, PeakMemory([os.getpid(), *installation.postmaster(home)], interval=3.0) as memory:
             day, alone = installation.customers(home, local, "day", "day-teacher-alone")

@@ -98,9 +98,9 @@ class Evidence:
     """What is known of a candidate from frozen held-out items it never saw.
 
     `wins`: answers judged at least as good as the teacher's. `lower`, `upper`: 95 % Wilson bounds of the share right.
-    `majority`: share right of always giving the most frequent answer. `comparison`: with who answers the domain now,
-    on the same items. `learnable` False: the probe ended the training early, for `learnable_reason`. `suspicion`: why the figures
-    cannot be believed (`canaries.py`).
+    `majority`: share right of always giving the most frequent answer. `comparison`: with who answers the domain now, on the same items;
+    `kept`: the same on canaries of earlier traffic that both were asked. `learnable` False: the probe ended the training early, for
+    `learnable_reason`. `suspicion`: why the figures cannot be believed (`canaries.py`).
     """
 
     n: int
@@ -117,6 +117,7 @@ class Evidence:
     before: float | None = None
     comparison: Comparison | None = None
     suspicion: str | None = None
+    kept: Tally | None = None
 
     @property
     def tally(self) -> Tally:
@@ -161,6 +162,9 @@ def judge(evidence: Evidence, settings: PromotionSettings, *, needed: float | No
         return Verdict("refuse", None, f"{held_out}: not above always giving the majority answer ({evidence.majority:.2f})")
     if evidence.suspicion is not None:
         return Verdict("refuse", None, f"{held_out}: not believed, {evidence.suspicion}")
+    lost = forgotten(evidence.kept, settings) if evidence.kept is not None else None
+    if lost is not None:
+        return Verdict("refuse", None, f"{held_out}: forgets earlier traffic, {lost}")
     enough = good_enough(evidence.tally, evidence.confidence, settings.ta, needed=needed or settings.evidence)
     tier: Tier = "ta" if enough.passed else "student"
     if evidence.comparison is not None:
@@ -205,6 +209,14 @@ def better(comparison: Comparison, settings: PromotionSettings, *, needed: float
     if e < needed:
         held_back.append(f"evidence of {needed:.3g} needed")
     return Finding(not held_back, e, path, "; ".join([seen, *held_back]))
+
+
+def forgotten(kept: Tally, settings: PromotionSettings) -> str | None:
+    """Why a candidate knows less of earlier traffic than who answers now, None where it does not. What was observed needs no proof here:
+    it only ever holds a candidate back."""
+    if kept.n < settings.ta.min_queries or kept.lead >= -settings.domain_tolerance:
+        return None
+    return f"{-kept.lead:.1%} of {kept.n} canaries lost against the champion, {settings.domain_tolerance:.0%} allowed"
 
 
 def worse(comparison: Comparison, settings: PromotionSettings) -> Finding:
