@@ -13,7 +13,7 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.students import Student
+from flows.students import CHAMPIONS, Student
 from flows.workshop import Cycle, connected, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
@@ -194,14 +194,11 @@ async def _note(pool: Any, student: Student, evidence: Evidence, verdict: Verdic
 
 
 async def _comparison(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> Comparison | None:
-    """Candidate and champion on the held-out items that both answered: they are frozen, so most are the same. None without a champion."""
+    """Candidate and champion on the candidate's held-out items. None without a champion."""
     for version in await registry.list_versions(pool):
         if (version["student"], version["version"]) == (pointer.student, pointer.version):
             folder = Path(version["path"])
-            pairs, theirs = Tally(), _answers(folder)
-            for prompt, right in _answers(student.folder).items():
-                if prompt in theirs:
-                    pairs += contest(right, theirs[prompt])
+            pairs = paired(student.folder, folder)
             return compared(pairs, domain=student.domain, price=_tokens(report), champion_price=_tokens(_report(folder)))
     return None
 
@@ -220,9 +217,15 @@ def remembered(report: dict[str, Any], champions: dict[str, Any]) -> Tally:
     return sum((contest(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())), Tally())
 
 
-def _answers(folder: Path) -> dict[str, bool]:
-    """Right or wrong by prompt, as the version's evaluation wrote it; empty where it left nothing."""
-    file = folder / "predictions.jsonl"
+def paired(candidate: Path, champion: Path) -> Tally:
+    """Their answers to the candidate's held-out items: the champion's own evaluation has some, the rest it was asked afterwards."""
+    theirs = _answers(champion) | _answers(candidate, CHAMPIONS)
+    return sum((contest(right, theirs[prompt]) for prompt, right in _answers(candidate).items() if prompt in theirs), Tally())
+
+
+def _answers(folder: Path, name: str = "predictions.jsonl") -> dict[str, bool]:
+    """Right or wrong by prompt, as an evaluation wrote it; empty where it left nothing."""
+    file = folder / name
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {row["prompt"]: row["correct"] for row in rows}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -16,6 +17,8 @@ from flows.workshop import Cycle, connected, run_stage, tell
 from tutelage.evolution.gaps import Gap
 from tutelage.evolution.spawning import student_name
 from tutelage.stores import registry
+
+CHAMPIONS = "champion/predictions.jsonl"  # what the domain's champion answered to the candidate's held-out items that were new to it
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,35 @@ async def finetune(cycle: Cycle, student: Student) -> None:
 async def evaluate(cycle: Cycle, student: Student) -> None:
     """Examine the adapter on frozen held-out items and calibrate its confidence."""
     await _reproduce(cycle, "evaluate", student)
+    await _ask_champion(cycle, student)
+
+
+async def _ask_champion(cycle: Cycle, student: Student) -> None:
+    """Who answers the domain now is asked the held-out items that it was never asked: knowing what is new must count."""
+    async with connected(cycle) as pool:
+        pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
+        versions = await registry.list_versions(pool)
+    folder = next((Path(v["path"]) for v in versions if (v["student"], v["version"]) == (pointer.student, pointer.version)), None)
+    if folder is None or not unasked(student.folder, folder):
+        return
+    asked = student.folder / "champion"
+    arguments = ["-m", "training.evaluate", "--adapter", str(folder / "adapter"), "--data", str(asked / "unasked.jsonl")]
+    arguments += ["--report", str(asked / "report.json"), "--predictions", str(student.folder / CHAMPIONS)]
+    await run_stage(cycle, "evaluate", [*arguments, "--config", str(asked / "evaluate.yaml")], student=student.name)
+
+
+def unasked(candidate: Path, champion: Path) -> int:
+    """Write the candidate's held-out items that the champion's evaluation did not have, and settings to ask it; how many there are."""
+    predictions = champion / "predictions.jsonl"
+    known = {json.loads(line)["prompt"] for line in predictions.read_text().splitlines()} if predictions.exists() else set()
+    lines = (candidate / "curated" / "test.jsonl").read_text().splitlines(keepends=True)
+    fresh = [line for line in lines if json.loads(line)["messages"][-2]["content"] not in known]
+    target = candidate / "champion"
+    target.mkdir(exist_ok=True)
+    (target / "unasked.jsonl").write_text("".join(fresh))
+    settings = yaml.safe_load((candidate / "evaluate.yaml").read_text()) | {"untrained_items": 0}
+    (target / "evaluate.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    return len(fresh)
 
 
 async def _held_out(cycle: Cycle, student: Student) -> list[str]:
