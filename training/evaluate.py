@@ -241,7 +241,8 @@ def _baselines(
     verify, neighbours = verifier(config.verifier), baselines.Neighbours.of(learned)
     looked_up = zip(items, baselines.copied(items, neighbours), strict=True)
     found["retrieval"] = _rate(wilson(sum(verify(text, item.label, item.metadata).right for item, text in looked_up), len(items)))
-    shown = baselines.in_context(items[: config.in_context_items], neighbours, config.in_context_examples, fits)
+    asked = items[: config.in_context_items]
+    shown = baselines.in_context(asked, neighbours, config.in_context_examples, fits) if asked else []
     found["in_context"] = _share(ask(shown, student=None)) if shown else None
     return found
 

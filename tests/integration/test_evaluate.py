@@ -116,3 +116,9 @@ def test_an_unreadable_row_is_named_by_its_line(tiny: Path, tmp_path: Path) -> N
 def test_a_folder_without_a_manifest_is_refused(tiny: Path, items: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterRejected, match=r"manifest\.json"):
         evaluate(tmp_path, items, base_dir=tiny, config=SETTINGS)
+
+
+def test_a_baseline_of_no_items_is_not_measured(tiny: Path, yes_sayer: Path, items: Path) -> None:
+    report = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS.model_copy(update={"in_context_items": 0}), train=items)
+    assert report["baselines"]["in_context"] is None
+    assert report["baselines"]["retrieval"]["n"] == 40

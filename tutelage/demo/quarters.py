@@ -266,6 +266,7 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> tuple[f
 
 def _taught(one: Taught) -> TaughtOutcome:
     t = one.trained
+    before_n = t.n_test if t.before_n is None else t.before_n
     right = wilson(t.after_correct, t.n_test) if t.after_correct is not None and t.n_test else None
     return TaughtOutcome(
         student=str(t.student),
@@ -276,7 +277,7 @@ def _taught(one: Taught) -> TaughtOutcome:
         n_train=t.n_train,
         n_test=t.n_test,
         majority=t.majority_correct / t.n_test if t.n_test else None,
-        before=t.before_correct / t.before_n if t.before_correct is not None and t.before_n else None,
+        before=t.before_correct / before_n if t.before_correct is not None and before_n else None,
         after=right.rate if right else None,
         wilson95=(right.lo, right.hi) if right else None,
         core_seconds=t.core_seconds,
