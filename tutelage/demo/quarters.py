@@ -234,11 +234,12 @@ def _saved(served: Sequence[Answered], full: Sequence[float], paid: Sequence[flo
         return Saved(None, None, 0.0, 0.0, 0.0, 0.0)
 
     def part(which: str) -> float:
-        """What its requests would have cost and did not."""
-        return sum(would - a.cost_usd for a, would in zip(served, full, strict=True) if _who(a) == which) / everything
+        """What its requests would have cost and did not; a sum of equal costs may miss 0 by a rounding, which is none."""
+        saved = sum(would - a.cost_usd for a, would in zip(served, full, strict=True) if _who(a) == which) / everything
+        return round(saved, 12) + 0.0
 
     bounds = None if interval is None else (1 - interval[1], 1 - interval[0])
-    return Saved(1 - kept, bounds, part("students"), part("cache"), part("others"), -checks_usd / everything)
+    return Saved(1 - kept, bounds, part("students"), part("cache"), part("others"), 0.0 - checks_usd / everything)
 
 
 def _who(answer: Answered) -> str:
