@@ -76,8 +76,8 @@ def _draw_cost(figure: Any, quarters: Sequence[Quarter]) -> None:
     axes.bar(numbers, students, bottom=paid, color=STUDENT, label="saved by students")
     axes.bar(numbers, cache, bottom=[a + b for a, b in zip(paid, students, strict=True)], color=CACHE, label="saved by cache")
     axes.plot(numbers, full, color=INK, linewidth=1.0, marker="_", markersize=16, linestyle="none", label="always-teacher")
-    axes.set(ylabel="$ per 1,000 requests", ylim=(0, 1.45 * max(full, default=1.0)))
-    _by_quarter(axes, numbers)
+    axes.set(ylabel="$ per 1,000 requests", ylim=(0, 1.35 * max(full, default=1.0)))
+    _by_quarter(axes, numbers, legend="upper center")
 
 
 def _savings(quarters: Sequence[Quarter]) -> tuple[list[float], list[float]]:
@@ -102,7 +102,7 @@ def _draw_quality(figure: Any, quarters: Sequence[Quarter]) -> None:
         axes.plot(*zip(*by_students, strict=True), color=STUDENT, linewidth=1.0, marker="s", markersize=3, label="given by students")
     axes.plot(numbers, [q.served.accuracy for q in quarters], color=INK, linewidth=1.4, marker="o", markersize=3, label="as served")
     axes.set(ylabel="share right", ylim=(0, 1.05))
-    _by_quarter(axes, numbers)
+    _by_quarter(axes, numbers, legend="lower center")
 
 
 def _draw_latency(figure: Any, quarters: Sequence[Quarter]) -> None:
@@ -113,17 +113,17 @@ def _draw_latency(figure: Any, quarters: Sequence[Quarter]) -> None:
             numbers, [one.p50_seconds for one in shown], color=colour, linewidth=1.6, marker="o", markersize=3, label=f"{told}, median"
         )
         axes.plot(numbers, [one.p95_seconds for one in shown], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), label=f"{told}, 95 %")
-    axes.set(ylabel="seconds of waiting", ylim=(0, None))
-    _by_quarter(axes, numbers)
+    axes.set(ylabel="seconds of waiting", ylim=(0, 1.35 * axes.get_ylim()[1]))
+    _by_quarter(axes, numbers, legend="upper center")
 
 
 def _numbers(quarters: Sequence[Quarter]) -> list[int]:
     return list(range(1, len(quarters) + 1))
 
 
-def _by_quarter(axes: Any, numbers: Sequence[int]) -> None:
+def _by_quarter(axes: Any, numbers: Sequence[int], *, legend: str) -> None:
     axes.set(xlabel="quarter of the day", xticks=numbers, xlim=(0.5, len(numbers) + 0.5))
-    axes.legend(loc="best", fontsize=7)
+    axes.legend(loc=legend, fontsize=7, ncols=2)
 
 
 def _draw_reliability(axes: Any, measured: Reliability, threshold: float) -> None:
