@@ -48,7 +48,7 @@ SHAPES = ("ring", "bar")
 PLACES = ("harbour", "station", "bridge", "market", "school", "museum", "garden", "tower", "castle", "square", "river", "church")
 BAD, WRONG, WRONG_WHEN_BAD = (5, 8), 0.03, 0.5  # generations (from 1) of a bad teacher; shares of wrong answers
 TOLD = 0.5  # share of answers that a user judges and corrects
-TINY = {"budget_tokens": 60_000, "probe_tokens": 12_000, "learning_rate": 0.01, "max_epochs": 12}
+TINY = {"budget_tokens": 60_000, "probe_tokens": 12_000, "learning_rate": 0.004, "step_examples": 8, "max_epochs": 12}
 
 
 @dataclass(frozen=True)
