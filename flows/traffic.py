@@ -45,7 +45,7 @@ async def find_domains(cycle: Cycle) -> int:
             return 0
         tell("domains", f"reading {len(rows)} interactions")
         prompts = [_prompt(row["messages"]) for row in rows]
-        embeddings = _embed(cycle, prompts)
+        embeddings = _embeddings(cycle, rows, prompts)
         known = [domains.Domain.from_dict(r) for r in (await registry.read_domains(pool)).get(cycle.tenant_id, [])]
         labels = [row["given_domain"] for row in rows]
         size = domains.DiscoverySettings(min_size=settings.min_domain_size)
@@ -194,6 +194,17 @@ def _prompt(messages: Sequence[dict[str, Any]]) -> str:
             content = message.get("content") or ""
             return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
     return "\n".join(str(message.get("content") or "") for message in messages)
+
+
+def _embeddings(cycle: Cycle, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> Any:
+    """One for each prompt, shape [rows, dimensions]; computed where neither the gateway nor an earlier cycle has, equal prompts once."""
+    import numpy as np
+
+    fresh = list(dict.fromkeys(prompt for row, prompt in zip(rows, prompts, strict=True) if not row["embedding"]))
+    made = dict(zip(fresh, _embed(cycle, fresh), strict=True)) if fresh else {}
+    return np.stack(
+        [np.frombuffer(row["embedding"], "f4") if row["embedding"] else made[prompt] for row, prompt in zip(rows, prompts, strict=True)]
+    )
 
 
 def _embed(cycle: Cycle, prompts: list[str]) -> Any:
