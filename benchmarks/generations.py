@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from flows.gate import _evidence, _tokens, _too_good, paired, remembered
-from flows.students import CHAMPIONS, unasked
+from flows.gate import _evidence, _tokens, _too_good, paired, paired_before, remembered
+from flows.students import CHAMPIONS, EARLIER, unasked
 from inference import adapters, base
 from inference.generation import Engine
 from training import curate, evaluate, finetune, settings
@@ -199,11 +199,12 @@ class Bench:
         pairs = Tally()
         evidence = _evidence(candidate.report, candidate.manifest, None, _too_good(candidate.report))
         if arm.champion is not None:
-            self._ask(arm.champion, candidate)
+            self._ask_each_other(candidate, arm.champion)
             pairs = paired(candidate.folder, arm.champion.folder)
             price, champions = (_tokens(version.report) for version in (candidate, arm.champion))
             comparison = compared(pairs, domain=DOMAIN, price=price, champion_price=champions)
-            evidence = replace(evidence, comparison=comparison, kept=remembered(candidate.report, arm.champion.report))
+            kept = remembered(candidate.report, arm.champion.report) + paired_before(candidate.folder, arm.champion.folder)
+            evidence = replace(evidence, comparison=comparison, kept=kept)
         verdict = judge(evidence, self.promotion)
         if verdict.action in ("promote", "keep"):
             arm.champion = candidate
@@ -211,13 +212,14 @@ class Bench:
             arm.challenger = (candidate, pairs)
         return verdict.action, verdict.reason
 
-    def _ask(self, champion: Version, candidate: Version) -> None:
-        """As `flows.students` does: the champion answers the candidate's held-out items that are new to it."""
-        if unasked(candidate.folder, champion.folder):
-            evaluate.evaluate(
-                champion.folder / "adapter", candidate.folder / "champion" / "unasked.jsonl", base_dir=self.base_dir,
-                config=self.judging.model_copy(update={"untrained_items": 0}), predictions=candidate.folder / CHAMPIONS,
-            )  # fmt: skip
+    def _ask_each_other(self, candidate: Version, champion: Version) -> None:
+        """As `flows.students` does: both answer the other's held-out items."""
+        config = self.judging.model_copy(update={"untrained_items": 0})
+        for asked, owner, answers in ((champion, candidate, CHAMPIONS), (candidate, champion, EARLIER)):
+            target = candidate.folder / answers
+            if unasked(owner.folder, asked.folder, target.parent, settings=candidate.folder / "evaluate.yaml"):
+                items = target.with_name("unasked.jsonl")
+                evaluate.evaluate(asked.folder / "adapter", items, base_dir=self.base_dir, config=config, predictions=target)
 
     def roll_out(self, arm: Arm, asked: Sequence[Asked]) -> str:
         """The challenger's way over a generation's requests: to the champion's place, to its end, or undecided until a newer one comes."""

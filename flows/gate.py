@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +13,7 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.students import CHAMPIONS, Student
+from flows.students import CHAMPIONS, EARLIER, Student
 from flows.workshop import Cycle, connected, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
@@ -53,7 +53,7 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
         comparison = await _comparison(pool, student, report, pointer)
         evidence = _evidence(report, manifest, comparison, _leaked(student) or _too_good(report))
-        evidence = replace(evidence, kept=await _kept(pool, report, pointer))
+        evidence = replace(evidence, kept=await _kept(pool, student, report, pointer))
         settings = load(PromotionSettings, cycle.config_dir)
         number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
         verdict = judge(evidence, settings, needed=settings.needed(number, passed))
@@ -203,24 +203,33 @@ async def _comparison(pool: Any, student: Student, report: dict[str, Any], point
     return None
 
 
-async def _kept(pool: Any, report: dict[str, Any], pointer: Pointer) -> Tally | None:
-    """Candidate and champion on the canaries that both were asked: is earlier traffic still known? None without a champion."""
+async def _kept(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> Tally | None:
+    """Candidate and champion on what earlier traffic asked. None without a champion."""
     for version in await registry.list_versions(pool):
         if (version["student"], version["version"]) == (pointer.student, pointer.version):
-            return remembered(report, _report(Path(version["path"])))
+            folder = Path(version["path"])
+            return remembered(report, _report(folder)) + paired_before(student.folder, folder)
     return None
 
 
 def remembered(report: dict[str, Any], champions: dict[str, Any]) -> Tally:
-    """Two evaluations' answers to the same canaries."""
+    """Two evaluations' answers to the canaries that both were asked."""
     mine, theirs = (told.get("canaries", {}).get("right", {}) for told in (report, champions))
-    return sum((contest(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())), Tally())
+    return _contested(mine, theirs)
 
 
 def paired(candidate: Path, champion: Path) -> Tally:
     """Their answers to the candidate's held-out items: the champion's own evaluation has some, the rest it was asked afterwards."""
-    theirs = _answers(champion) | _answers(candidate, CHAMPIONS)
-    return sum((contest(right, theirs[prompt]) for prompt, right in _answers(candidate).items() if prompt in theirs), Tally())
+    return _contested(_answers(candidate), _answers(champion) | _answers(candidate, CHAMPIONS))
+
+
+def paired_before(candidate: Path, champion: Path) -> Tally:
+    """Their answers to the champion's held-out items, which are of the traffic that it was trained in."""
+    return _contested(_answers(candidate) | _answers(candidate, EARLIER), _answers(champion))
+
+
+def _contested(mine: Mapping[str, bool], theirs: Mapping[str, bool]) -> Tally:
+    return sum((contest(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())), Tally())
 
 
 def _answers(folder: Path, name: str = "predictions.jsonl") -> dict[str, bool]:

@@ -18,7 +18,8 @@ from tutelage.evolution.gaps import Gap
 from tutelage.evolution.spawning import student_name
 from tutelage.stores import registry
 
-CHAMPIONS = "champion/predictions.jsonl"  # what the domain's champion answered to the candidate's held-out items that were new to it
+# What the domain's champion answered to the candidate's held-out items that were new to it, and the candidate to the champion's.
+CHAMPIONS, EARLIER = "champion/predictions.jsonl", "earlier/predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -95,34 +96,36 @@ async def finetune(cycle: Cycle, student: Student) -> None:
 async def evaluate(cycle: Cycle, student: Student) -> None:
     """Examine the adapter on frozen held-out items and calibrate its confidence."""
     await _reproduce(cycle, "evaluate", student)
-    await _ask_champion(cycle, student)
+    await _ask_each_other(cycle, student)
 
 
-async def _ask_champion(cycle: Cycle, student: Student) -> None:
-    """Who answers the domain now is asked the held-out items that it was never asked: knowing what is new must count."""
+async def _ask_each_other(cycle: Cycle, student: Student) -> None:
+    """Candidate and champion answer each other's held-out items: what is new must count for who knows it, and what was before must too."""
     async with connected(cycle) as pool:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
         versions = await registry.list_versions(pool)
-    folder = next((Path(v["path"]) for v in versions if (v["student"], v["version"]) == (pointer.student, pointer.version)), None)
-    if folder is None or not unasked(student.folder, folder):
+    champion = next((Path(v["path"]) for v in versions if (v["student"], v["version"]) == (pointer.student, pointer.version)), None)
+    if champion is None:
         return
-    asked = student.folder / "champion"
-    arguments = ["-m", "training.evaluate", "--adapter", str(folder / "adapter"), "--data", str(asked / "unasked.jsonl")]
-    arguments += ["--report", str(asked / "report.json"), "--predictions", str(student.folder / CHAMPIONS)]
-    await run_stage(cycle, "evaluate", [*arguments, "--config", str(asked / "evaluate.yaml")], student=student.name)
+    for asked, owner, answers in ((champion, student.folder, CHAMPIONS), (student.folder, champion, EARLIER)):
+        target = (student.folder / answers).parent
+        if unasked(owner, asked, target, settings=student.folder / "evaluate.yaml"):
+            arguments = ["-m", "training.evaluate", "--adapter", str(asked / "adapter"), "--data", str(target / "unasked.jsonl")]
+            arguments += ["--report", str(target / "report.json"), "--predictions", str(student.folder / answers)]
+            await run_stage(cycle, "evaluate", [*arguments, "--config", str(target / "evaluate.yaml")], student=student.name)
 
 
-def unasked(candidate: Path, champion: Path) -> int:
-    """Write the candidate's held-out items that the champion's evaluation did not have, and settings to ask it; how many there are."""
-    predictions = champion / "predictions.jsonl"
+def unasked(owner: Path, asked: Path, target: Path, *, settings: Path) -> int:
+    """Write to `target` the owner's held-out items that another version's evaluation did not have, and settings to ask it; how many."""
+    predictions = asked / "predictions.jsonl"
     known = {json.loads(line)["prompt"] for line in predictions.read_text().splitlines()} if predictions.exists() else set()
-    lines = (candidate / "curated" / "test.jsonl").read_text().splitlines(keepends=True)
+    items = owner / "curated" / "test.jsonl"
+    lines = items.read_text().splitlines(keepends=True) if items.exists() else []  # erased with the tenant they came from
     fresh = [line for line in lines if json.loads(line)["messages"][-2]["content"] not in known]
-    target = candidate / "champion"
     target.mkdir(exist_ok=True)
     (target / "unasked.jsonl").write_text("".join(fresh))
-    settings = yaml.safe_load((candidate / "evaluate.yaml").read_text()) | {"untrained_items": 0}
-    (target / "evaluate.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    chosen = yaml.safe_load(settings.read_text()) | {"untrained_items": 0}
+    (target / "evaluate.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
     return len(fresh)
 
 

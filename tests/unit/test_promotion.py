@@ -43,7 +43,11 @@ def compared(pairs: Tally, *, price: float = 100.0, **domains: Tally) -> Compari
         (replace(evidence(95, 120), comparison=compared(Tally(2, 100, 18))), "refuse", "not better than the champion"),
         (replace(evidence(95, 120), comparison=compared(Tally(12, 105, 3))), "challenge", "challenges the champion"),
         (replace(evidence(95, 120), comparison=compared(Tally(5, 110, 5), price=50)), "challenge", "challenges the champion"),
-        (replace(evidence(95, 120), kept=Tally(1, 45, 4), comparison=compared(Tally(12, 105, 3))), "refuse", "6.0% of 50 canaries lost"),
+        (
+            replace(evidence(95, 120), kept=Tally(1, 45, 4), comparison=compared(Tally(12, 105, 3))),
+            "refuse",
+            "6.0% of 50 earlier items",
+        ),
         (replace(evidence(95, 120), kept=Tally(3, 44, 3), comparison=compared(Tally(12, 105, 3))), "challenge", "challenges the champion"),
         (replace(evidence(95, 120), kept=Tally(0, 20, 9), comparison=compared(Tally(12, 105, 3))), "challenge", "challenges the champion"),
         (replace(evidence(60, 120), wins=110), "promote", "win rate 0.92"),

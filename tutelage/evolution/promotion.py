@@ -97,9 +97,9 @@ def compared(pairs: Tally, *, domain: str, price: float, champion_price: float) 
 class Evidence:
     """What is known of a candidate from frozen held-out items it never saw.
 
-    `wins`: answers judged at least as good as the teacher's. `lower`, `upper`: 95 % Wilson bounds of the share right.
-    `majority`: share right of always giving the most frequent answer. `comparison`: with who answers the domain now, on the same items;
-    `kept`: the same on canaries of earlier traffic that both were asked. `learnable` False: the probe ended the training early, for
+    `wins`: answers judged at least as good as the teacher's. `lower`, `upper`: 95 % Wilson bounds of the share right. `majority`: share
+    right of always giving the most frequent answer. `comparison`: with who answers the domain now, on the same items; `kept`: the same on
+    earlier traffic, its canaries and the champion's own held-out items. `learnable` False: the probe ended the training early, for
     `learnable_reason`. `suspicion`: why the figures cannot be believed (`canaries.py`).
     """
 
@@ -216,7 +216,7 @@ def forgotten(kept: Tally, settings: PromotionSettings) -> str | None:
     it only ever holds a candidate back."""
     if kept.n < settings.ta.min_queries or kept.lead >= -settings.domain_tolerance:
         return None
-    return f"{-kept.lead:.1%} of {kept.n} canaries lost against the champion, {settings.domain_tolerance:.0%} allowed"
+    return f"{-kept.lead:.1%} of {kept.n} earlier items lost against the champion, {settings.domain_tolerance:.0%} allowed"
 
 
 def worse(comparison: Comparison, settings: PromotionSettings) -> Finding:
