@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from flows.gate import _evidence, _tokens, _too_good, paired, paired_before, remembered
+from flows.gate import _evidence, _tokens, _too_good, kept, paired
 from flows.students import CHAMPIONS, EARLIER, unasked
 from inference import adapters, base
 from inference.generation import Engine
@@ -203,8 +203,8 @@ class Bench:
             pairs = paired(candidate.folder, arm.champion.folder)
             price, champions = (_tokens(version.report) for version in (candidate, arm.champion))
             comparison = compared(pairs, domain=DOMAIN, price=price, champion_price=champions)
-            kept = remembered(candidate.report, arm.champion.report) + paired_before(candidate.folder, arm.champion.folder)
-            evidence = replace(evidence, comparison=comparison, kept=kept)
+            earlier = kept(candidate.report, arm.champion.report, candidate.folder, arm.champion.folder)
+            evidence = replace(evidence, comparison=comparison, kept=earlier)
         verdict = judge(evidence, self.promotion)
         if verdict.action in ("promote", "keep"):
             arm.champion = candidate

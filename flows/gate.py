@@ -203,13 +203,18 @@ async def _comparison(pool: Any, student: Student, report: dict[str, Any], point
     return None
 
 
-async def _kept(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> Tally | None:
-    """Candidate and champion on what earlier traffic asked. None without a champion."""
+async def _kept(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> dict[str, Tally]:
+    """Candidate and champion on what earlier traffic asked; nothing without a champion."""
     for version in await registry.list_versions(pool):
         if (version["student"], version["version"]) == (pointer.student, pointer.version):
             folder = Path(version["path"])
-            return remembered(report, _report(folder)) + paired_before(student.folder, folder)
-    return None
+            return kept(report, _report(folder), student.folder, folder)
+    return {}
+
+
+def kept(report: dict[str, Any], champions: dict[str, Any], candidate: Path, champion: Path) -> dict[str, Tally]:
+    """The canaries that both were asked, and the champion's own held-out items, which are of the traffic that it was trained in."""
+    return {"canaries": remembered(report, champions), "items of the champion's time": paired_before(candidate, champion)}
 
 
 def remembered(report: dict[str, Any], champions: dict[str, Any]) -> Tally:
@@ -224,7 +229,7 @@ def paired(candidate: Path, champion: Path) -> Tally:
 
 
 def paired_before(candidate: Path, champion: Path) -> Tally:
-    """Their answers to the champion's held-out items, which are of the traffic that it was trained in."""
+    """Their answers to the champion's held-out items."""
     return _contested(_answers(candidate) | _answers(candidate, EARLIER), _answers(champion))
 
 

@@ -119,5 +119,5 @@ async def test_a_better_version_that_forgot_earlier_traffic_is_refused(pool: Poo
     entry = await judged(pool, cycle, range(2, 100), canaries=(37, 50))
 
     assert entry.verdict.action == "refuse"
-    assert "6.0% of 50 earlier items lost" in entry.verdict.reason
+    assert "6.0% of 50 canaries lost" in entry.verdict.reason
     assert (await registry.pointer(pool, TENANT.id, "sums")).version == 1

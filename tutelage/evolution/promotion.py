@@ -117,7 +117,7 @@ class Evidence:
     before: float | None = None
     comparison: Comparison | None = None
     suspicion: str | None = None
-    kept: Tally | None = None
+    kept: Mapping[str, Tally] = field(default_factory=dict)
 
     @property
     def tally(self) -> Tally:
@@ -162,8 +162,8 @@ def judge(evidence: Evidence, settings: PromotionSettings, *, needed: float | No
         return Verdict("refuse", None, f"{held_out}: not above always giving the majority answer ({evidence.majority:.2f})")
     if evidence.suspicion is not None:
         return Verdict("refuse", None, f"{held_out}: not believed, {evidence.suspicion}")
-    lost = forgotten(evidence.kept, settings) if evidence.kept is not None else None
-    if lost is not None:
+    lost = forgotten(evidence.kept, settings)
+    if lost:
         return Verdict("refuse", None, f"{held_out}: forgets earlier traffic, {lost}")
     enough = good_enough(evidence.tally, evidence.confidence, settings.ta, needed=needed or settings.evidence)
     tier: Tier = "ta" if enough.passed else "student"
@@ -211,12 +211,12 @@ def better(comparison: Comparison, settings: PromotionSettings, *, needed: float
     return Finding(not held_back, e, path, "; ".join([seen, *held_back]))
 
 
-def forgotten(kept: Tally, settings: PromotionSettings) -> str | None:
-    """Why a candidate knows less of earlier traffic than who answers now, None where it does not. What was observed needs no proof here:
-    it only ever holds a candidate back."""
-    if kept.n < settings.ta.min_queries or kept.lead >= -settings.domain_tolerance:
-        return None
-    return f"{-kept.lead:.1%} of {kept.n} earlier items lost against the champion, {settings.domain_tolerance:.0%} allowed"
+def forgotten(kept: Mapping[str, Tally], settings: PromotionSettings) -> str:
+    """What a candidate knows less of than who answers now, by where the items are from; empty where it is nothing. What was observed needs
+    no proof here: it only ever holds a candidate back."""
+    lost = {name: pairs for name, pairs in kept.items() if pairs.n >= settings.ta.min_queries and pairs.lead < -settings.domain_tolerance}
+    told = [f"{-pairs.lead:.1%} of {pairs.n} {name} lost against the champion" for name, pairs in sorted(lost.items())]
+    return "; ".join([*told, f"{settings.domain_tolerance:.0%} allowed"]) if told else ""
 
 
 def worse(comparison: Comparison, settings: PromotionSettings) -> Finding:
