@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.evolution.evidence import Tally, e_value
-from tutelage.evolution.promotion import Comparison, Cost, Evidence, PromotionSettings, better, demote, good_enough, judge, worse
+from tutelage.evolution.promotion import Comparison, Cost, Evidence, PromotionSettings, better, demote, forgotten, good_enough, judge, worse
 from tutelage.scoring import wilson
 
 LADDER = PromotionSettings()
@@ -165,3 +165,10 @@ def test_a_tier_is_lost_by_the_evidence_that_wins_it(tier: str, wins: Tally, lef
 
     assert verdict.tier == left
     assert verdict.action == ("keep" if left == tier else "demote")
+
+
+def test_what_is_forgotten_is_told_by_where_it_is_from_and_a_gain_elsewhere_makes_up_for_nothing() -> None:
+    kept = {"canaries": Tally(0, 47, 3), "items of the champion's time": Tally(20, 80, 0)}
+
+    assert forgotten(kept, LADDER) == "6.0% of 50 canaries lost against the champion; 2% allowed"
+    assert forgotten({"items of the champion's time": Tally(20, 80, 0)}, LADDER) == ""
