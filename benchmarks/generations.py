@@ -2,6 +2,8 @@
 
     python -m benchmarks.generations --work DIR [--tiny] [--generations 10]
 
+Cut off, it goes on from the last trained version when it is started again in the same folder with the same options.
+
 Traffic drifts: signals come and fade, a window of the newest requests is all that can be learned from (a busy tenant's), the teacher is
 wrong now and then, and in two bad generations half of the time. What curates, trains, examines, keeps canaries, judges and rolls out is
 what production runs. Both arms see the same candidates: in one the gate and the rollout decide, in the control the newest always serves.
@@ -155,30 +157,37 @@ class Bench:
         self.canaries |= {key: line for key, line in zip(keys, lines, strict=True) if drawn(key)}
 
     def train(self, number: int, window: int) -> Version:
-        """A fresh student from the newest `window` requests, examined."""
+        """A fresh student from the newest `window` requests, examined; one that an earlier run in this folder trained is taken as it is."""
         folder = self.work / f"v{number}"
-        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "adapter" / "manifest.json").exists():
+            self._learn(folder, number, window)
+        if not (folder / "report.json").exists():
+            report = evaluate.evaluate(
+                folder / "adapter", folder / "curated" / "test.jsonl", base_dir=self.base_dir, config=self.judging,
+                calibration=folder / "curated" / "calibration.jsonl", predictions=folder / "predictions.jsonl",
+                canaries=folder / "canaries.jsonl",
+            )  # fmt: skip
+            (folder / "evaluate.yaml").write_text(json.dumps(self.judging.model_dump(mode="json")))
+            (folder / "report.json").write_text(json.dumps(report))
+        report, manifest = (json.loads((folder / name).read_text()) for name in ("report.json", "adapter/manifest.json"))
+        self.engine.load_adapter(str(number), folder / "adapter", adapters.digest(folder / "adapter"))
+        return Version(number, folder, report, manifest)
+
+    def _learn(self, folder: Path, number: int, window: int) -> None:
         rows = self.log[-window:]
         keys = [key_of(line["messages"][0]["content"]) for line, _ in rows]
         near = blocked(keys, np.stack([vector for _, vector in rows]), self.held, similar=self.evolve.canary_similarity)
         kept = [line for (line, _), key, close in zip(rows, keys, near, strict=True) if not close and not drawn(key)]
+        folder.mkdir(parents=True, exist_ok=True)
         _write(folder / "interactions.jsonl", kept)
         _write(folder / "canaries.jsonl", [self.canaries[canary.key] for canary in self.held])
         curated = folder / "curated"
         curate.curate(folder / "interactions.jsonl", curated, config=self.curation)
         distill(curated / "train.jsonl", folder / "distilled", config=self.distillation, base_dir=self.base_dir)
-        manifest = finetune.finetune(
+        finetune.finetune(
             folder / "distilled" / "train.jsonl", folder / "adapter", validation=curated / "validation.jsonl", base_dir=self.base_dir,
             config=self.recipe.model_copy(update={"seed": number}), curve=folder / "curve.jsonl", say=lambda _line: None,
         )  # fmt: skip
-        report = evaluate.evaluate(
-            folder / "adapter", curated / "test.jsonl", base_dir=self.base_dir, config=self.judging,
-            calibration=curated / "calibration.jsonl", predictions=folder / "predictions.jsonl", canaries=folder / "canaries.jsonl",
-        )  # fmt: skip
-        (folder / "evaluate.yaml").write_text(json.dumps(self.judging.model_dump(mode="json")))
-        version = Version(number, folder, report, manifest)
-        self.engine.load_adapter(str(number), folder / "adapter", adapters.digest(folder / "adapter"))
-        return version
 
     def right(self, version: Version, asked: Sequence[Asked]) -> list[bool]:
         """Which requests a version answers rightly; each is asked once."""
@@ -402,7 +411,9 @@ def main() -> None:
     if options.tiny:
         from tests.fakes import build_tiny_base
 
-        options.base = build_tiny_base(options.work / "base")
+        options.base = options.work / "base"
+        if not (options.base / "config.json").exists():
+            build_tiny_base(options.base)
     options.base = options.base or base.materialise(Home.from_environment().models)
     result = run(options)
     print(json.dumps({key: value for key, value in result.items() if key != "generations"}, indent=2))
