@@ -177,9 +177,9 @@ class Bench:
         rows = self.log[-window:]
         keys = [key_of(line["messages"][0]["content"]) for line, _ in rows]
         near = blocked(keys, np.stack([vector for _, vector in rows]), self.held, similar=self.evolve.canary_similarity)
-        kept = [line for (line, _), key, close in zip(rows, keys, near, strict=True) if not close and not drawn(key)]
+        exported = [line for (line, _), key, close in zip(rows, keys, near, strict=True) if not close and not drawn(key)]
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "interactions.jsonl", kept)
+        _write(folder / "interactions.jsonl", exported)
         _write(folder / "canaries.jsonl", [self.canaries[canary.key] for canary in self.held])
         curated = folder / "curated"
         curate.curate(folder / "interactions.jsonl", curated, config=self.curation)
