@@ -290,11 +290,13 @@ def summary(rows: Sequence[Row], options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def fall(best: Sequence[bool], now: Sequence[bool], *, seed: int = 0) -> tuple[float, float, float]:
-    """How much of the share right on the same items is lost, with a 95 % bootstrap interval over items."""
-    lost = np.asarray(best, float) - np.asarray(now, float)
-    means = np.random.default_rng(seed).choice(lost, (2000, len(lost))).mean(axis=1)
-    return float(lost.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+def fall(best: Sequence[bool], now: Sequence[bool]) -> tuple[float, float, float]:
+    """How much of the share right on the same items is lost: items lost less items won, over all. The 95 % bounds are those of both shares
+    (Wilson) taken together, which is wider than need be; a bootstrap would call nothing lost in 60 a certainty."""
+    lost, won = (
+        wilson(sum(a and not b for a, b in pairs), len(best)) for pairs in (zip(best, now, strict=True), zip(now, best, strict=True))
+    )
+    return lost.rate - won.rate, lost.lo - won.hi, lost.hi - won.lo
 
 
 def plot(rows: Sequence[Row], file: Path) -> None:
@@ -333,10 +335,10 @@ def _row(
 
 
 def _worst(bench: Bench, versions: Sequence[Version | None], frozen: Sequence[Sequence[Asked]]) -> tuple[float, float, float] | None:
-    """Of all earlier moments: what was known then of the frozen items there were, against what is known of them now."""
+    """Of all earlier moments when another version served: what it knew of the frozen items there were, against what is known of them now."""
     now, found = versions[-1], []
     for moment, then in enumerate(versions[:-1], start=1):
-        if then is not None and now is not None:
+        if then is not None and now is not None and then is not now:
             items = [one for part in frozen[:moment] for one in part]
             found.append(fall(bench.right(then, items), bench.right(now, items)))
     return max(found, default=None)
