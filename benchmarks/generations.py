@@ -335,7 +335,7 @@ def _row(
 
 
 def _worst(bench: Bench, versions: Sequence[Version | None], frozen: Sequence[Sequence[Asked]]) -> tuple[float, float, float] | None:
-    """Of all earlier moments when another version served: what it knew of the frozen items there were, against what is known of them now."""
+    """Of all earlier moments when another version served: what it knew of the frozen items of then, against what is known of them now."""
     now, found = versions[-1], []
     for moment, then in enumerate(versions[:-1], start=1):
         if then is not None and now is not None and then is not now:
