@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -20,6 +21,9 @@ from tutelage.fleet.local import BASE
 from tutelage.fleet.tiers import Wanted
 from tutelage.settings import ModelsSettings, load
 from tutelage.stores import registry
+
+# What the domain's champion answered to the candidate's held-out items that were new to it, and the candidate to the champion's.
+CHAMPIONS, EARLIER = "champion/predictions.jsonl", "earlier/predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,37 @@ async def finetune(cycle: Cycle, student: Student) -> None:
 async def evaluate(cycle: Cycle, student: Student) -> None:
     """Examine the adapter on frozen held-out items and calibrate its confidence."""
     await _reproduce(cycle, "evaluate", student)
+    await _ask_each_other(cycle, student)
+
+
+async def _ask_each_other(cycle: Cycle, student: Student) -> None:
+    """Candidate and champion answer each other's held-out items: what is new must count for who knows it, and what was before must too."""
+    async with connected(cycle) as pool:
+        pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
+        versions = await registry.list_versions(pool)
+    champion = next((Path(v["path"]) for v in versions if (v["student"], v["version"]) == (pointer.student, pointer.version)), None)
+    if champion is None:
+        return
+    for asked, owner, answers in ((champion, student.folder, CHAMPIONS), (student.folder, champion, EARLIER)):
+        target = (student.folder / answers).parent
+        if unasked(owner, asked, target, settings=student.folder / "evaluate.yaml"):
+            arguments = ["-m", "training.evaluate", "--adapter", str(asked / "adapter"), "--data", str(target / "unasked.jsonl")]
+            arguments += ["--report", str(target / "report.json"), "--predictions", str(student.folder / answers)]
+            await run_stage(cycle, "evaluate", [*arguments, "--config", str(target / "evaluate.yaml")], student=student.name)
+
+
+def unasked(owner: Path, asked: Path, target: Path, *, settings: Path) -> int:
+    """Write to `target` the owner's held-out items that another version's evaluation did not have, and settings to ask it; how many."""
+    predictions = asked / "predictions.jsonl"
+    known = {json.loads(line)["prompt"] for line in predictions.read_text().splitlines()} if predictions.exists() else set()
+    items = owner / "curated" / "test.jsonl"
+    lines = items.read_text().splitlines(keepends=True) if items.exists() else []  # erased with the tenant they came from
+    fresh = [line for line in lines if json.loads(line)["messages"][-2]["content"] not in known]
+    target.mkdir(exist_ok=True)
+    (target / "unasked.jsonl").write_text("".join(fresh))
+    chosen = yaml.safe_load(settings.read_text()) | {"untrained_items": 0}
+    (target / "evaluate.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
+    return len(fresh)
 
 
 async def _held_out(cycle: Cycle, student: Student) -> list[str]:

@@ -46,7 +46,7 @@ async def find_domains(cycle: Cycle) -> int:
             return 0
         tell("domains", f"reading {len(rows)} interactions")
         prompts = [_prompt(row["messages"]) for row in rows]
-        embeddings = _embed(cycle, prompts)
+        embeddings = _embeddings(cycle, rows, prompts)
         known = [domains.Domain.from_dict(r) for r in (await registry.read_domains(pool)).get(cycle.tenant_id, [])]
         labels = [row["given_domain"] for row in rows]
         size = domains.DiscoverySettings(min_size=settings.min_domain_size)
@@ -122,11 +122,12 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
         mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
         lines = [(row, line) for row in mine if (line := lesson(row, cycle.tenant_id)) is not None]
         held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
+        earlier = await _earlier(pool, cycle, domain, held)
     names = {canary.key for canary in held}
     keys = [key_of(_prompt(row["messages"])) for row, _ in lines]
     near = blocked(keys, _vectors([row for row, _ in lines]), held, similar=settings.canary_similarity)
     _write(target, [line for (_, line), key, close in zip(lines, keys, near, strict=True) if not close and not drawn(key)])
-    canaries = {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
+    canaries = earlier | {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
     _write(target.with_name("canaries.jsonl"), list(canaries.values()))
     return len(mine)
 
@@ -140,6 +141,15 @@ async def _canaries(pool: Any, cycle: Cycle, domain: str, rows: Sequence[dict[st
     held = rotate(await stored.read(pool, cycle.tenant_id, domain), candidates, size=settings.canaries, quarter=quarter)
     await stored.keep(pool, cycle.tenant_id, domain, held)
     return held
+
+
+async def _earlier(pool: Any, cycle: Cycle, domain: str, held: Sequence[Canary]) -> dict[bytes, dict[str, Any]]:
+    """The canaries' own requests by key, the newest answer to each; the window may have left them behind long ago."""
+    ids = await stored.requests(pool, cycle.tenant_id, domain, held)
+    rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=len(ids) or 1, for_training=True, request_ids=ids)
+    names = {canary.key for canary in held}
+    found = {key_of(_prompt(row["messages"])): lesson(row, cycle.tenant_id) for row in rows}
+    return {key: line for key, line in found.items() if key in names and line is not None}
 
 
 def _vectors(rows: Sequence[dict[str, Any]]) -> Any:
@@ -186,6 +196,17 @@ def _prompt(messages: Sequence[dict[str, Any]]) -> str:
             content = message.get("content") or ""
             return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
     return "\n".join(str(message.get("content") or "") for message in messages)
+
+
+def _embeddings(cycle: Cycle, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> Any:
+    """One for each prompt, shape [rows, dimensions]; computed where neither the gateway nor an earlier cycle has, equal prompts once."""
+    import numpy as np
+
+    fresh = list(dict.fromkeys(prompt for row, prompt in zip(rows, prompts, strict=True) if not row["embedding"]))
+    made = dict(zip(fresh, _embed(cycle, fresh), strict=True)) if fresh else {}
+    return np.stack(
+        [np.frombuffer(row["embedding"], "f4") if row["embedding"] else made[prompt] for row, prompt in zip(rows, prompts, strict=True)]
+    )
 
 
 def _embed(cycle: Cycle, prompts: list[str]) -> Any:

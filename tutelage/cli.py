@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, default=None, metavar="FILE", help="write the report as JSON here, and as HTML beside it")
     demo.add_argument("--seed", type=int, default=7)
     demo.add_argument("--per-domain", type=int, default=None, metavar="N", help="requests of each domain before the cycle")
+    demo.add_argument(
+        "--day", action="store_true", help="a day of drifting traffic with cycles between its quarters, against the teacher alone"
+    )
+    demo.add_argument("--per-quarter", type=int, default=None, metavar="N", help="requests of each quarter of the day")
+    demo.add_argument("--config", type=Path, default=None, metavar="DIR", help="configuration to start from (default: configs)")
 
     serve = _command(commands, "serve", _serve, "gateway, local tier, PostgreSQL and Valkey on this machine")
     serve.add_argument("--config", metavar="DIR", help="configuration folder (default: TUTELAGE_CONFIG, this home's config, or configs)")
@@ -262,12 +267,16 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from tutelage.demo.day import demo_day
     from tutelage.demo.run import demo
     from tutelage.fleet import processes
 
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
-    return demo(home, traffic=arguments.traffic, report=arguments.report, seed=arguments.seed, per_domain=arguments.per_domain)
+    given = {"traffic": arguments.traffic, "report": arguments.report, "seed": arguments.seed, "config": arguments.config}
+    if arguments.day:
+        return demo_day(home, per_quarter=arguments.per_quarter, **given)
+    return demo(home, per_domain=arguments.per_domain, **given)
 
 
 def _replay(arguments: argparse.Namespace) -> None:

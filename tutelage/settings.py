@@ -50,7 +50,8 @@ class Price(Strict):
 
 
 class ModelEntry(Strict):
-    """One model behind the gateway. `recorded` answers from a JSONL of prompt and answer, for demos and backtests only."""
+    """One model behind the gateway. `recorded` answers from a JSONL of prompt and answer after `delay_seconds`, for demos and backtests
+    only."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     tier: Literal["student", "ta", "teacher"] = "teacher"
@@ -59,6 +60,7 @@ class ModelEntry(Strict):
     model: str | None = None
     api_key_env: str | None = None
     path: str | None = None
+    delay_seconds: float = Field(default=0.0, ge=0)
     price: Price | None = None
     domains: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()  # other models, asked in this order when it cannot answer
@@ -76,6 +78,8 @@ class ModelEntry(Strict):
     def _where(self) -> ModelEntry:
         if self.kind == "recorded" and not self.path:
             raise ValueError(f"model {self.name!r} is `recorded` and needs `path`: a JSONL file of prompt and answer")
+        if self.kind != "recorded" and self.delay_seconds:
+            raise ValueError(f"model {self.name!r} is `{self.kind}` and takes the time it takes; only `recorded` has delay_seconds")
         if self.kind != "recorded" and not self.base_url:
             raise ValueError(f"model {self.name!r} is `{self.kind}` and needs `base_url`, such as https://api.openai.com/v1")
         return self
