@@ -24,6 +24,7 @@ from tutelage.operations import add_tenant, tuned
 from tutelage.records import Outcome
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
+from tutelage.routing.promises import Assurance
 from tutelage.settings import Home, RoutingSettings
 from tutelage.stores import bodies, evidence, outcomes, policies, registry, tenants
 
@@ -85,7 +86,7 @@ class Known:
     models = ("big", "small")
 
     def __init__(self, **probabilities: float) -> None:
-        self._known = {name: Estimate(value, 500, "isotonic", "as told") for name, value in probabilities.items()}
+        self._known = {name: Estimate(value, 500, "isotonic", "as told", assured=value) for name, value in probabilities.items()}
 
     def probability(self, model: str, embedding: np.ndarray, prompt: str, domain: str | None) -> Estimate:
         return self._known.get(model, Estimate(0.0, 0, "unknown", "no outcomes"))
@@ -168,6 +169,19 @@ async def test_a_higher_confidence_asked_for_sends_a_student_that_is_not_so_sure
     running.student.logprob = -0.1  # confidence 0.905
     assert (await ask(running)).headers["x-tutelage-tier"] == "ta"
     assert (await ask(running, min_confidence="0.95")).headers["x-tutelage-tier"] == "teacher"
+
+
+async def test_a_stated_minimum_is_promised_of_outcomes_and_the_tenants_holds_for_every_request(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, assurance=Assurance((0.0, 4.0), (0.86, 0.97)))
+    sure = await ask(running, min_confidence="0.95")
+    assert sure.headers["x-tutelage-tier"] == "ta" and "0.950 is promised" in sure.headers["x-tutelage-reason"]
+    running.student.logprob = -0.1  # confidence 0.905, but such answers are surely right in 0.86 only
+    assert (await ask(running, {**ASK, "seed": 1})).headers["x-tutelage-tier"] == "ta"
+    await tenants.change_tenant(running.pool, running.tenant_id, "min_confidence", 0.9)
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].min_confidence == 0.9)
+    unsure = await ask(running, {**ASK, "seed": 1})
+    assert (unsure.headers["x-tutelage-tier"], unsure.headers["x-tutelage-cache"]) == ("teacher", "miss")
+    assert "surely are right in 0.860, 0.900 is promised" in unsure.headers["x-tutelage-reason"]
 
 
 async def test_a_maximum_cost_chooses_who_can_be_afforded_bounds_the_answer_and_else_is_told(running: Running) -> None:

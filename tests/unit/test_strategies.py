@@ -11,6 +11,7 @@ from tutelage.records import Strategy
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
 from tutelage.routing.policy import Policy, StudentSnapshot
+from tutelage.routing.promises import Assurance
 from tutelage.routing.strategies import STRATEGIES, Candidate, Plan, Situation, plan
 
 SURE = Calibrator("platt", n=120, a=1.0, b=0.0)
@@ -22,7 +23,7 @@ KNOWN = Situation("sums", 0.9, (TEACHER,), (STUDENT,), POLICY, 0.85)
 
 
 def known(candidate: Candidate, probability: float) -> Candidate:
-    return replace(candidate, estimate=Estimate(probability, 200, "isotonic", "as measured"))
+    return replace(candidate, estimate=Estimate(probability, 200, "isotonic", "as measured", assured=probability))
 
 
 def names(found: Plan) -> list[str]:
@@ -64,6 +65,30 @@ def test_quality_ends_at_the_cheapest_model_that_is_good_enough_by_estimate() ->
     assert (names(found), found.shape) == (["small"], "direct")
     assert names(plan("quality", replace(KNOWN, models=(TEACHER, bad)))) == ["acme-sums", "big"]
     assert names(plan("quality", replace(KNOWN, models=(TEACHER, SMALL)))) == ["acme-sums", "big"], "unknown is not good enough"
+
+
+def test_a_likely_answer_is_not_good_enough_for_quality_until_outcomes_assure_it() -> None:
+    likely = replace(SMALL, estimate=Estimate(0.95, 30, "platt", "as measured", assured=0.8))
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, likely)))) == ["big"]
+    found = plan("quality", replace(KNOWN, students=(), models=(TEACHER, likely), least=0.8))
+    assert names(found) == ["small"]
+    assert "surely is good enough (0.800 reaches 0.800)" in found.reason
+
+
+@pytest.mark.parametrize("strategy", ["cascade", "quality"])
+def test_a_stated_minimum_is_asked_of_students_by_assurance_and_not_by_probability_alone(strategy: Strategy) -> None:
+    assured = replace(STUDENT.student, calibrator=replace(SURE, assurance=Assurance((0.0, 4.0), (0.8, 0.93))))  # type: ignore[type-var]
+    stated = replace(KNOWN, least=0.9, promised=0.9)
+    unproven = plan(strategy, stated)
+    assert (names(unproven), "is promised" in unproven.reason) == (["big"], True)
+    found = plan(strategy, replace(stated, students=(replace(STUDENT, student=assured),)))
+    assert (names(found), found.steps[0].promised) == (["acme-sums", "big"], 0.9)
+
+
+def test_direct_keeps_a_stated_minimum_too() -> None:
+    models = (TEACHER, replace(SMALL, estimate=Estimate(0.95, 30, "platt", "as measured", assured=0.8)))
+    assert names(plan("direct", replace(KNOWN, students=(), models=models))) == ["small"]
+    assert names(plan("direct", replace(KNOWN, students=(), models=models, promised=0.9, least=0.9))) == ["big"]
 
 
 def test_direct_asks_the_best_performer_of_similar_queries_and_nobody_else() -> None:

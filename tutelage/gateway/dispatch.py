@@ -170,7 +170,7 @@ class Dispatch:
             if step.candidate.student is None:
                 continue
             student, adapter = view.serving(step.candidate.student, request.prompt)
-            outcome = await self.try_student(request, student, adapter, least=step.least)
+            outcome = await self.try_student(request, student, adapter, least=step.least, promised=step.promised)
             reached = reached and outcome is not None
             if outcome is None:
                 continue
@@ -259,9 +259,12 @@ class Dispatch:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
 
-    async def try_student(self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None) -> Outcome | None:
+    async def try_student(
+        self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None, promised: float | None = None
+    ) -> Outcome | None:
         """The student's answer with its calibrated confidence; None when it cannot be reached, so the next one answers. `least`: the
-        confidence from which it is given; None: it is given as it is, if it is whole and of the version in charge."""
+        confidence from which it is given; None: it is given as it is, if it is whole and of the version in charge. `promised`: as in
+        `policy.judge`."""
         backend = self._models.adapter(adapter)
         most = self._planning.routing.max_student_tokens
         body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
@@ -273,7 +276,7 @@ class Dispatch:
             self._metrics.fallbacks.labels(student.name).inc()
             return None
         found = score(answer.logprobs)
-        verdict = judge(student, found, needed=least or 0.0)
+        verdict = judge(student, found, needed=least or 0.0, promised=promised)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
         reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"
         accepted, confidence = (verdict.accepted, verdict.confidence) if whole else (False, 0.0)

@@ -56,11 +56,10 @@ class Planning:
         """What decides who answers, beside the models themselves: the same question under another policy is another one."""
         if asked.request.model != "auto":
             return ""
-        policy, wishes = self.policy(view), asked.options
-        most = _most(asked)
+        policy, most = self.policy(view), _most(asked)
         return (
             f"{policy.version}:{policy.threshold}:{policy.similarity}:{self.routing.max_student_tokens}:{self.strategy(asked)}:"
-            f"{most}:{wishes.min_confidence}"
+            f"{most}:{_promised(asked)}"
         )
 
     def plan(self, asked: Asked, view: TenantView, placed: Placed, models: Models) -> Planned:
@@ -94,9 +93,10 @@ class Planning:
             tuple(Candidate(e.name, e.tier, self.cost(e, asked.request), estimates.get(e.name)) for e in entries),
             students,
             policy,
-            max(policy.threshold, asked.options.min_confidence or 0.0),
+            max(policy.threshold, _promised(asked) or 0.0),
             _most(asked),
             self.routing.most_parallel,
+            _promised(asked),
         )
 
     def _estimates(self, asked: Asked, placed: Placed) -> dict[str, Estimate]:
@@ -124,6 +124,12 @@ def _most(asked: Asked) -> int | None:
     """The least of what the request and its tenant allow, in micro-dollars."""
     given = [most for most in (asked.options.max_microusd, asked.caller.max_cost_microusd) if most is not None]
     return min(given, default=None)
+
+
+def _promised(asked: Asked) -> float | None:
+    """The highest of what the request and its tenant state as their least quality; None: neither does."""
+    stated = [least for least in (asked.options.min_confidence, asked.caller.min_confidence) if least is not None]
+    return max(stated, default=None)
 
 
 def prompt_tokens(request: openai.Chat) -> int:

@@ -31,13 +31,15 @@ LENS = ("words", "letters", "centre", "scale", "directions", "phases", "near")
 class Estimate:
     """The probability that one model answers one prompt acceptably; 0.0 when `kind` is "unknown".
 
-    `n` counts the outcomes of that model behind it.
+    `n` counts the outcomes of that model behind it. `assured`: the mean worth that its answers to prompts with at least this probability
+    surely have (`promises.assure`).
     """
 
     probability: float
     n: int
     kind: Kind
     reason: str
+    assured: float = 0.0
 
 
 class Estimator(Protocol):
@@ -230,7 +232,8 @@ def _estimate(model: str, calibrator: Calibrator, score: float) -> Estimate:
     if calibrator.kind == "unknown":
         return Estimate(0.0, n, "unknown", f"only {n} outcomes of {model} are known; {confidence.MIN_LABELS} are needed")
     probability = calibrator.probability(score)
-    return Estimate(probability, n, calibrator.kind, f"{model} is acceptable with probability {probability:.2f}, from {n} outcomes")
+    reason = f"{model} is acceptable with probability {probability:.2f}, from {n} outcomes"
+    return Estimate(probability, n, calibrator.kind, reason, calibrator.assured(score))
 
 
 def _look(

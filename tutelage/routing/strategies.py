@@ -42,11 +42,17 @@ class Candidate:
         known = self.known
         return known if known is not None else TEACHERS_WORTH if self.tier == "teacher" else 0.0
 
+    @property
+    def assured(self) -> float:
+        """The mean worth that its answers to requests like this one surely have; 0 while that is unknown."""
+        return 0.0 if self.known is None or self.estimate is None else self.estimate.assured
+
 
 @dataclass(frozen=True)
 class Situation:
     """What is known of a request before anybody is asked. `models`: those configured that may answer it, as they are preferred.
-    `students`: of its domain. `similarity` is to the nearest domain; None: not looked at. `least`: the confidence asked for."""
+    `students`: of its domain. `similarity` is to the nearest domain; None: not looked at. `least`: the confidence asked for.
+    `promised`: the quality that the client states as its minimum, which answers must surely have; None: it states none."""
 
     domain: str | None
     similarity: float | None
@@ -56,6 +62,7 @@ class Situation:
     least: float
     max_microusd: int | None = None
     most_parallel: int = 3
+    promised: float | None = None
 
     @property
     def teacher(self) -> Candidate | None:
@@ -65,11 +72,12 @@ class Situation:
 @dataclass(frozen=True)
 class Step:
     """Ask one model. `least`: the confidence its answer must reach to be given; None: it is given as it is. `most_microusd`: what it may
-    cost; None: whatever it costs."""
+    cost; None: whatever it costs. `promised`: the quality that answers as sure as its own must surely have."""
 
     candidate: Candidate
     least: float | None = None
     most_microusd: int | None = None
+    promised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ class Direct:
         known = [candidate for candidate in everybody if candidate.known is not None]
         near = situation.similarity is not None and situation.similarity >= situation.policy.similarity
         best = max(known, key=lambda c: (c.worth, -c.microusd, c.name), default=None)
-        if best is None or not near or best.worth < situation.least:
+        if best is None or not near or best.worth < situation.least or not _kept(best, situation):
             return _instead(self.name, situation, "no query like it is known well enough" if best is None or not near else _short(best))
         others = tuple(candidate for candidate in situation.models if candidate != best and _explorable(candidate, situation))
         return Plan(self.name, "direct", (Step(best),), f"{best.name} does best at queries like it ({best.worth:.3f})", others)
@@ -180,17 +188,18 @@ class Budget:
 
 class Quality:
     """At least the quality that is asked, as cheaply as it goes: students whose answers are judged, and behind them the cheapest model
-    that is good enough by estimate, the teacher where none is known to be."""
+    whose answers to such requests surely are good enough, the teacher where none is known to be. What a client states as its minimum is
+    promised of students too: a probability alone is not enough for it."""
 
     name: ClassVar[Strategy] = "quality"
 
     def plan(self, situation: Situation) -> Plan:
         stops, reason = _stops(situation)
         teacher = situation.teacher
-        enough = [c for c in situation.models if c.known is not None and c.known >= situation.least and _cheaper(c, teacher)]
+        enough = [c for c in situation.models if c.assured >= situation.least and _cheaper(c, teacher)]
         last = min(enough, key=lambda c: (c.microusd, -c.worth, c.name), default=teacher)
         if last is not teacher and last is not None:
-            behind = f"{last.name} is the cheapest that is good enough ({last.worth:.3f} reaches {situation.least:.3f})"
+            behind = f"{last.name} is the cheapest that surely is good enough ({last.assured:.3f} reaches {situation.least:.3f})"
             reason = f"{reason}; {behind}" if stops else behind
         others = tuple(c for c in situation.models if c != last and _explorable(c, situation))
         return _ending(self.name, stops, last, reason, () if stops else others)
@@ -222,12 +231,24 @@ def _stops(situation: Situation) -> tuple[tuple[Step, ...], str]:
     """Students of the domain that could ever be sure enough, the lowest tier first, and why."""
     snapshots = [c.student for c in situation.students if c.student is not None]
     choice = choose_student(situation.domain, snapshots, quality_floor=situation.least)
-    able = [c for c in situation.students if _ceiling(c) >= situation.least]
+    able = [c for c in situation.students if _ceiling(c) >= situation.least and _kept(c, situation)]
     best: dict[Tier, Candidate] = {}
     for candidate in sorted(able, key=lambda c: (c.student.version if c.student else 0, c.name)):
         best[candidate.tier] = candidate
     ordered = sorted(best.values(), key=lambda c: _RANK[c.tier])
-    return tuple(Step(c, least=max(situation.least, c.student.threshold if c.student else 0.0)) for c in ordered), choice.reason
+    if choice.student is not None and not ordered:
+        return (), f"no student's answers surely are as good as the {situation.promised} that is promised"
+    stops = (Step(c, max(situation.least, c.student.threshold if c.student else 0.0), promised=situation.promised) for c in ordered)
+    return tuple(stops), choice.reason
+
+
+def _kept(candidate: Candidate, situation: Situation) -> bool:
+    """Whether it can keep what is promised; the teacher is what quality is measured against."""
+    if situation.promised is None:
+        return True
+    if candidate.student is not None:
+        return candidate.student.calibrator.assured(MAX_SCORE) >= situation.promised
+    return candidate.tier == "teacher" or candidate.assured >= situation.promised
 
 
 def _ceiling(candidate: Candidate) -> float:
