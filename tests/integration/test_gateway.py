@@ -26,14 +26,15 @@ from tutelage.gateway import keys
 from tutelage.operations import add_tenant
 from tutelage.records import Key
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.promises import Assurance
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
+from tutelage.routing.promises import Assurance
 from tutelage.settings import Home
 from tutelage.stores import interactions, registry, replies, tenants
 from tutelage.stores.database import Pool
 from tutelage.stores.registry import Decision, Pointer
 
+NOTHING = Assurance()
 ASK: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
 SUMS = [f"What is {a} + {b}?" for a in range(2, 12) for b in range(2, 8)]
 THINGS = ["rose", "leaf", "sky", "lemon", "coal", "snow", "plum", "cherry", "tomato", "carrot"]
@@ -123,7 +124,7 @@ async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
     raise AssertionError("it did not become so in time")
 
 
-async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = Assurance()) -> None:
+async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING) -> None:
     """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
     texts = SUMS + COLOURS
     found = discover(Encoder(encoder).encode(texts), texts, labels=["sums"] * len(SUMS) + ["colours"] * len(COLOURS), seed=0)

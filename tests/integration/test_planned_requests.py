@@ -350,14 +350,15 @@ async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with
 
 
 class Judge(FakeModelServer):
-    """Always prefers what it reads first, or the better one if it is `fair`."""
+    """Always prefers one place, or the better answer, four, if it is `fair`."""
 
     fair = True
 
     async def _chat(self, request: Any) -> Any:
         asked = (await request.json())["messages"][-1]["content"]
         first = asked.split("<first>")[1].split("</first>")[0].strip()
-        self.answer = "FIRST" if not self.fair or first == "four" else "SECOND"
+        if self.fair:
+            self.answer = "FIRST" if first == "four" else "SECOND"
         return await super()._chat(request)
 
 
@@ -367,7 +368,7 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     fair: bool, value: float,
 ) -> None:  # fmt: skip
     home.models.joinpath("encoder").symlink_to(encoder)
-    with Judge() as judge:
+    with Judge("FIRST") as judge:
         judge.fair = fair
         config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
         named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
@@ -389,6 +390,41 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     assert len(judge.requests) == 2
     places = [request["messages"][-1]["content"].index("four") for request in judge.requests]
     assert places[0] != places[1]
+
+
+@pytest.mark.parametrize(("prefers", "verdict"), [("FIRST", "right"), ("SECOND", "right"), ("four", "wrong")])
+async def test_the_judge_decides_whether_a_kept_answer_in_other_words_was_right(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,
+    prefers: str, verdict: str,
+) -> None:  # fmt: skip
+    home.models.joinpath("encoder").symlink_to(encoder)
+    with Judge(prefers) as judge:
+        judge.fair = prefers == "four"
+        config = configure(
+            home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])], semantic_seconds=0.05
+        )
+        named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
+        (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 0.0, "judge": named}))
+        async with serving(home, config, servers, database_url, student.url) as app:
+            made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            authorization = {"authorization": f"Bearer {made['key']}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://g", headers=authorization) as http:
+                semantic = app.state.semantic
+
+                async def say(question: str, answer: str) -> None:
+                    teacher.answer = answer
+                    await http.post("/v1/chat/completions", json={"model": "auto", "messages": [{"role": "user", "content": question}]})
+
+                await say("How do I reset the router?", "Hold the button.")
+                await until(lambda: len(semantic._tenant(made["tenant_id"]).neighbours) == 1, seconds=20)
+                await say("How can I reset the router?", "four")
+                counted = semantic.statistics[made["tenant_id"]]
+                await until(lambda: counted[f"verified-{verdict}"] == 1)
+                bill = await app.state.pool.fetch("select reason from interactions where endpoint = 'shadow'")
+    assert len(judge.requests) == len(bill) == 2
+    assert all("judged a kept answer" in row["reason"] for row in bill)
 
 
 # --- a challenger on its way ---------------------------------------------------------------------------------------------
@@ -419,6 +455,23 @@ async def test_a_challenger_answers_its_share_of_the_requests(running: Running, 
     response = await ask(running)
     assert response.headers["x-tutelage-tier"] == "ta"
     assert await attempts(running) == [(0, "digest-2", True)]
+
+
+@pytest.mark.parametrize(("named", "percent", "version"), [("ta", 100, 2), ("ta", 0, 1), ("acme-sums", 100, 2), ("acme-sums-v1", 100, 1)])
+async def test_a_tier_or_a_student_by_name_is_whoever_serves_it_now_and_an_adapter_that_version(
+    running: Running, encoder: Path, named: str, percent: int, version: int
+) -> None:
+    await promote(running, encoder)
+    await challenge(running, percent)
+    response = await ask(running, {**ASK, "model": named})
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert running.student.requests[-1]["model"] == f"acme-sums-v{version}"
+
+
+async def test_a_tier_without_a_student_of_the_domain_is_its_first_configured_model(running: Running) -> None:
+    assert (await ask(running, {**OTHER, "model": "ta"})).headers["x-tutelage-model"] == "small"
+    refused = await ask(running, {**OTHER, "model": "student"})
+    assert (refused.status_code, "no student answers" in refused.json()["error"]["message"]) == (404, True)
 
 
 @pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "shadow_challenger": 1.0}])

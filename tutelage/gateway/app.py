@@ -144,6 +144,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             settings=lambda: state.configuration.current.gateway,
             tenants=settings.semantic_tenants,
             erasures=watcher.erasures,
+            judge=state.shadows.as_good,
         )
         pipeline = Pipeline(
             watcher=watcher,

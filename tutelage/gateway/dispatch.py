@@ -84,7 +84,7 @@ class Dispatch:
             InvalidRequest: nobody answers for what it may cost.
         """
         if asked.request.model != "auto":
-            return self._named(asked.request.model, view, placed)
+            return self._named(asked.request, view, placed)
         planned = self._planning.plan(asked, view, placed, self._models)
         return self._single(planned)
 
@@ -98,31 +98,40 @@ class Dispatch:
         alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], plan.shape, plan.reason)
         return replace(alone, chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd)
 
-    def _named(self, model: str, view: TenantView, placed: Placed) -> Alone:
-        if model in TIERS:
-            return self._of_tier(model, view, placed)
+    def _named(self, request: openai.Chat, view: TenantView, placed: Placed) -> Alone:
+        """Whoever the client named. While a challenger is on its way to a student's place, its share of the requests is its own here too;
+        an adapter's name means that version and no other."""
+        model = request.model
+        for tier in TIERS:
+            if model == tier:
+                return self._of_tier(tier, view, placed, request)
         named = self._models.by_name.get(model)
         if named is not None:
             return self._configured(named[0].tier, named[1], "direct", "the client named the model")
         for student in view.students:
-            if model in (student.name, view.adapters[student.name]):
-                backend = self._models.adapter(view.adapters[student.name])
-                return Alone(student.tier, backend, "direct", "the client named the student", lineage_of(student))
+            if model == student.name:
+                return self._served(student, view, request, "the client named the student")
+            if model == view.adapters[student.name]:
+                return Alone(student.tier, self._models.adapter(model), "direct", "the client named the version", lineage_of(student))
         known = ["auto", *TIERS, *(entry.name for entry, _ in self._models.configured), *(s.name for s in view.students)]
         raise ModelNotFound(f"model {model!r} does not exist here; available: {', '.join(known)}", param="model")
 
     def _configured(self, tier: Tier, backend: Backend, route: str, reason: str) -> Alone:
         return Alone(tier, backend, route, reason, self._models.lineages.get(backend.name, ""))
 
-    def _of_tier(self, tier: Tier, view: TenantView, placed: Placed) -> Alone:
+    def _served(self, student: StudentSnapshot, view: TenantView, request: openai.Chat, reason: str) -> Alone:
+        serving, adapter = view.serving(student, request.prompt)
+        return Alone(student.tier, self._models.adapter(adapter), "direct", reason, lineage_of(serving))
+
+    def _of_tier(self, tier: Tier, view: TenantView, placed: Placed, request: openai.Chat) -> Alone:
+        """The domain's student of this tier, else the first configured model of it."""
         for student in view.students:
             if student.tier == tier and student.domain == placed.domain:
-                backend = self._models.adapter(view.adapters[student.name])
-                return Alone(tier, backend, "direct", "the client named the tier", lineage_of(student))
-        teachers = self._models.teachers(placed.domain) if tier == "teacher" else []
-        if not teachers:
+                return self._served(student, view, request, "the client named the tier")
+        configured = [entry.name for entry in self._models.answering(placed.domain) if entry.tier == tier]
+        if not configured:
             raise ModelNotFound(f"no {tier} answers domain {placed.domain or 'unknown'!r} yet; use model 'auto'", param="model")
-        return self._configured(tier, teachers[0], "direct", "the client named the tier")
+        return self._configured(tier, self._models.by_name[configured[0]][1], "direct", "the client named the tier")
 
     def lineage(self, name: str, alone: Alone) -> str:
         """Of the answer that model `name` gave in the place of `alone`: itself, or one of its fallbacks."""
@@ -144,7 +153,7 @@ class Dispatch:
             Unavailable: nobody can answer it now.
         """
         if asked.request.model != "auto":
-            return await self._ask_alone(asked.request, self._named(asked.request.model, view, placed), [])
+            return await self._ask_alone(asked.request, self._named(asked.request, view, placed), [])
         planned = self._planning.plan(asked, view, placed, self._models)
         alone = self._single(planned)
         if alone is not None:

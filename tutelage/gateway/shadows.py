@@ -162,6 +162,15 @@ class Shadows:
             )  # fmt: skip
             await outcomes.add(self._pool, [outcome])
 
+    async def as_good(self, asked: Asked, question: str, kept: str, fresh: str) -> bool:
+        """Whether the judge finds a kept answer no worse than a fresh one; without a judge nobody finds so."""
+        if not self._judging.able:
+            return False
+        verdict, asking = await self._judging.compare(question, kept, fresh)
+        for answer, name in asking:
+            await self._bill(asked, Placed(asked.given_domain, None, "a kept answer"), answer, name, "teacher", "judged a kept answer")
+        return len(asking) == 2 and verdict.acceptable  # half a judge's word would count as a tie
+
     async def _bill(self, asked: Asked, placed: Placed, answer: Answer, model: str, tier: Tier, reason: str) -> None:
         """Its line on the tenant's bill; no text of it is kept, and it counts as no query."""
         await self._recorder.record(
