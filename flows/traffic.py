@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
@@ -26,7 +27,12 @@ from tutelage.stores import canaries as stored
 from tutelage.stores import estimates, interactions, registry
 from tutelage.stores import gaps as ledger
 
+if TYPE_CHECKING:
+    from tutelage.routing.domains import DiscoverySettings, Domain
+    from tutelage.routing.revision import Change
+
 SEED = 0
+READ_UNTIL = "read_until"  # in a domain's record: when the newest request was made that it describes
 SHOWN = (
     "domain", "requests", "failure_rate", "failure_95", "escalation_rate", "cost_per_day_microusd", "learnability", "kind", "priority",
     "decision", "reason",
@@ -35,8 +41,8 @@ SHOWN = (
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
 async def find_domains(cycle: Cycle) -> int:
-    """Sort the window's prompts into domains, keeping the names of domains that are still there; how many interactions there are."""
-    from tutelage.routing import domains
+    """Read what came since the last cycle into the tenant's domains and place the window's prompts in them; how many there are."""
+    from tutelage.routing.domains import DiscoverySettings
 
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
@@ -45,23 +51,71 @@ async def find_domains(cycle: Cycle) -> int:
             return 0
         tell("domains", f"reading {len(rows)} interactions")
         prompts = [_prompt(row["messages"]) for row in rows]
-        embeddings = _embed(cycle, prompts)
-        known = [domains.Domain.from_dict(r) for r in (await registry.read_domains(pool)).get(cycle.tenant_id, [])]
-        labels = [row["given_domain"] for row in rows]
-        size = domains.DiscoverySettings(min_size=settings.min_domain_size)
-        found = domains.discover(embeddings, prompts, labels=labels, seed=SEED, settings=size)
+        embeddings = _embedded(cycle, rows, prompts)
+        records = (await registry.read_domains(pool)).get(cycle.tenant_id, [])
         served = {c.domain for c in await registry.champions(pool) if c.tenant_id == cycle.tenant_id}
-        found = domains.match(known, found, keep=served)
-        index = domains.DomainIndex(found)
-        placed = [
-            (row["request_id"], row["given_domain"] or index.assign(vector).domain, vector.tobytes())
-            for row, vector in zip(rows, embeddings, strict=True)
-        ]
+        size = DiscoverySettings(min_size=settings.min_domain_size)
+        found = carry_on(records, rows, prompts, embeddings, keep=served, settings=size)
+        placed = [(row["request_id"], domain, vector.tobytes()) for row, domain, vector in zip(rows, found.placed, embeddings, strict=True)]
         await interactions.set_routing(pool, placed)
-        await registry.save_domains(pool, cycle.tenant_id, [domain.to_dict() for domain in found])
+        read_until = max(row["created_at"] for row in rows).isoformat()
+        await registry.save_domains(pool, cycle.tenant_id, [d.to_dict() | {READ_UNTIL: read_until} for d in found.domains])
+    for change in found.changes:
+        tell("domains", f"{change.kind} {change.name}: {change.reason}")
     sizes = Counter(domain for _, domain, _ in placed)
-    tell("domains", f"{len(found)} domains: " + ", ".join(f"{name or 'novel'} {n}" for name, n in sizes.most_common()))
+    tell("domains", f"{len(found.domains)} domains: " + ", ".join(f"{name or 'novel'} {n}" for name, n in sizes.most_common()))
     return len(rows)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The domains now, the one of each request, and what changed."""
+
+    domains: tuple[Domain, ...]
+    placed: tuple[str | None, ...]
+    changes: tuple[Change, ...]
+
+
+def carry_on(
+    records: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    prompts: Sequence[str],
+    embeddings: Any,
+    *,
+    keep: Collection[str],
+    settings: DiscoverySettings,
+) -> Carried:
+    """A tenant's domains with its new requests read in; found from nothing once, at first.
+
+    Clients' labels count; where they teach enough, requests without one are recognised by them, unless they resemble a domain that was
+    found. What was read before is in the domains already, but for requests that belonged to none: these may form one together with new
+    ones. A domain is forgotten when the window holds none of its requests and no student of `keep` serves it.
+    """
+    from tutelage.routing import domains, recognition, revision
+
+    known = [domains.Domain.from_dict(record) for record in records]
+    given = [row["given_domain"] for row in rows]
+    index, found = domains.DomainIndex(known), {domain.name for domain in known if not domain.given}
+    own = [assignment.domain in found for assignment in index.assign_all(embeddings)]
+    recognised = recognition.complete(embeddings, given, least=settings.min_size, seed=SEED)
+    labels = [label if one or not mine else None for one, label, mine in zip(given, recognised, own, strict=True)]
+    read = [record[READ_UNTIL] for record in records if READ_UNTIL in record]
+    if len(read) == len(records) > 0:
+        until = datetime.fromisoformat(min(read))
+        new = [place for place, row in enumerate(rows) if row["created_at"] > until or row["domain"] is None]
+        some, told = [prompts[place] for place in new], [labels[place] for place in new]
+        revised = revision.revise(known, embeddings[new], some, labels=told, keep=keep, seed=SEED, settings=settings)
+        now, changes = revised.domains, revised.changes
+    else:
+        first = domains.discover(embeddings, prompts, labels=labels, seed=SEED, settings=settings)
+        now, changes = tuple(domains.match(known, first, keep=keep)), ()
+    names, index = {domain.name for domain in now}, domains.DomainIndex(now)
+    likeliest = index.assign_all(embeddings)
+    placed = tuple(
+        one or (label if label in names else nearest.domain) for one, label, nearest in zip(given, labels, likeliest, strict=True)
+    )
+    alive = {*placed, *keep}
+    return Carried(tuple(domain for domain in now if domain.name in alive), placed, changes)
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
@@ -186,7 +240,20 @@ def _prompt(messages: Sequence[dict[str, Any]]) -> str:
     return "\n".join(str(message.get("content") or "") for message in messages)
 
 
-def _embed(cycle: Cycle, prompts: list[str]) -> Any:
+def _embedded(cycle: Cycle, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> Any:
+    """float32 [rows, dimensions]; only prompts that nobody has encoded yet are encoded."""
+    import numpy as np
+
     from tutelage.routing.encoder import Encoder
 
-    return Encoder(cycle.state.models / "encoder", threads=2).encode(prompts)
+    encoder = Encoder(cycle.state.models / "encoder", threads=2)
+    embeddings = np.zeros((len(rows), encoder.dimension), np.float32)
+    missing = []
+    for place, row in enumerate(rows):
+        stored = np.frombuffer(row["embedding"] or b"", "f4")
+        if len(stored) == encoder.dimension:
+            embeddings[place] = stored
+        else:
+            missing.append(place)
+    embeddings[missing] = encoder.encode([prompts[place] for place in missing])
+    return embeddings
