@@ -156,9 +156,19 @@ class JudgeSettings(Strict):
         return self
 
 
+class VerifierSettings(Strict):
+    """`kind` of comparison. `tolerance`: relative error allowed of a number. `code_seconds`, `code_megabytes`: limits of a code test."""
+
+    kind: Literal["exact", "normalised", "numeric", "json_schema", "reasoning_gym", "code"] = "normalised"
+    tolerance: float = Field(default=1e-6, ge=0)
+    code_seconds: float = Field(default=5.0, gt=0)
+    code_megabytes: int = Field(default=512, ge=32)
+
+
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
-    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars."""
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `verifiers`: by domain, where a program tells whether
+    an answer is right."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
     similarity: float = Field(default=0.6, ge=0, le=1)
@@ -174,6 +184,7 @@ class RoutingSettings(Strict):
     student_microusd: int = Field(default=25, ge=0)
     outcome_window: int = Field(default=400, ge=20)
     judge: JudgeSettings | None = None
+    verifiers: dict[str, VerifierSettings] = Field(default_factory=dict)
 
 
 class TierSettings(Strict):

@@ -274,6 +274,40 @@ async def test_a_try_that_was_not_given_is_compared_for_nothing(running: Running
     assert len(running.teacher.requests) == 1
 
 
+CHECKED = {"kind": "normalised"}
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "verifiers": {"sums": CHECKED}}])
+async def test_a_verifier_of_the_domain_says_what_every_try_and_the_answer_are_worth(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -1.0  # tried and not given
+    labelled = {**ASK, "metadata": {"label": "4"}}
+    response = await ask(running, labelled)
+    assert response.headers["x-tutelage-tier"] == "teacher"
+    await running.app.state.shadows.settled()
+    found = await running.pool.fetch("select * from outcomes where source = 'verifier' order by id")
+    assert [(row["model"], row["digest"], row["value"], row["served"], row["observed"]) for row in found] == [
+        ("acme-sums", "digest-1", 0.0, False, 1.0),
+        ("big", None, 1.0, True, 1.0),
+    ]
+    assert found[0]["score"] is not None and {row["request_id"] for row in found} == {response.headers["x-request-id"]}
+    assert "metadata" not in running.teacher.requests[-1]
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "verifiers": {"sums": {"kind": "json_schema"}}}])
+async def test_an_answer_is_held_to_the_schema_that_its_request_asks_for(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    schema = {"type": "object", "required": ["sum"]}
+    shaped = {**ASK, "response_format": {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}}
+    running.student.answer = '{"sum": 4}'
+    await ask(running, shaped)
+    running.student.answer = "four"
+    await ask(running, {**shaped, "seed": 1})
+    await ask(running, {**ASK, "seed": 2})  # says nothing of a right answer
+    await running.app.state.shadows.settled()
+    assert [row["value"] for row in await running.pool.fetch("select value from outcomes order by id")] == [1.0, 0.0]
+
+
 async def test_feedback_is_an_outcome_of_the_answer_that_was_given(running: Running, encoder: Path) -> None:
     await promote(running, encoder)
     request_id = (await ask(running)).headers["x-request-id"]

@@ -43,6 +43,7 @@ from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
+from tutelage.gateway.verifying import Verifying
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home, ModelEntry, ModelsSettings
 from tutelage.stores.bodies import Sweeper
@@ -129,8 +130,16 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, metrics=state.metrics)
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
         watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        current_routing = lambda: state.configuration.current.routing  # noqa: E731 - the configuration is opened later and changes
         state.shadows = Shadows(
-            pool, recorder, dispatch, judging, routing=lambda: state.configuration.current.routing, randomness=randomness, clock=utc_now
+            pool,
+            recorder,
+            dispatch,
+            judging,
+            Verifying(pool, routing=current_routing),
+            routing=current_routing,
+            randomness=randomness,
+            clock=utc_now,
         )
         if settings.bare:
             state.shadows = bare.NoShadows()

@@ -27,6 +27,7 @@ from tutelage.gateway.exchange import Asked, Placed
 from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.snapshot import Challenger, TenantView
+from tutelage.gateway.verifying import Verifying
 from tutelage.records import Attempt, Interaction, Outcome, Tier
 from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
@@ -48,12 +49,13 @@ class Shadows:
         recorder: Recorder,
         dispatch: Dispatch,
         judging: Judging,
+        verifying: Verifying,
         *,
         routing: Callable[[], RoutingSettings],
         randomness: random.Random,
         clock: Callable[[], datetime],
     ) -> None:
-        self._pool, self._recorder, self._dispatch, self._judging = pool, recorder, dispatch, judging
+        self._pool, self._recorder, self._dispatch, self._judging, self._verifying = pool, recorder, dispatch, judging, verifying
         self._routing = routing
         self._random = randomness
         self._clock = clock
@@ -61,6 +63,9 @@ class Shadows:
 
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
+        case = self._verifying.case(asked, placed)
+        if case is not None:
+            self._start(self._verifying.note(case, asked, placed, given))
         chosen = given.chosen
         if chosen.strategy is None or (given.tier == "teacher" and not view.students):
             return
