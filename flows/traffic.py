@@ -22,7 +22,7 @@ from tutelage.evolution.gaps import EvolveSettings, Gap, measure
 from tutelage.lessons import lesson
 from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
-from tutelage.settings import load
+from tutelage.settings import ModelsSettings, RoutingSettings, load
 from tutelage.stores import canaries as stored
 from tutelage.stores import estimates, interactions, registry
 from tutelage.stores import gaps as ledger
@@ -122,6 +122,9 @@ def carry_on(
 async def detect_gaps(cycle: Cycle) -> list[Gap]:
     """Where the teacher is needed often and dearly; kept in the database and shown as a table."""
     settings = load(EvolveSettings, cycle.config_dir)
+    if settings.retrieval is None:
+        able = any(entry.tier != "teacher" and not entry.domains for entry in load(ModelsSettings, cycle.config_dir).models)
+        settings = settings.model_copy(update={"retrieval": able and load(RoutingSettings, cycle.config_dir).recall})
     async with connected(cycle) as pool:
         newest = ledger.newest(await registry.list_versions(pool), cycle.tenant_id)
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)

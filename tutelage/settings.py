@@ -167,8 +167,9 @@ class VerifierSettings(Strict):
 
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
-    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `verifiers`: by domain, where a program tells whether
-    an answer is right."""
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `recall`: whether models cheaper than the teacher
+    answer requests of domains of knowledge with earlier answers in context: the nearest, from `recall_similarity` on, of the newest
+    `recall_answers`, read again every `recall_seconds`. `verifiers`: by domain, where a program tells whether an answer is right."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
     similarity: float = Field(default=0.6, ge=0, le=1)
@@ -183,6 +184,10 @@ class RoutingSettings(Strict):
     answer_tokens: int = Field(default=256, ge=1)
     student_microusd: int = Field(default=25, ge=0)
     outcome_window: int = Field(default=400, ge=20)
+    recall: bool = True
+    recall_similarity: float = Field(default=0.6, ge=0, le=1)
+    recall_answers: int = Field(default=2_000, ge=1)
+    recall_seconds: float = Field(default=30.0, gt=0)
     judge: JudgeSettings | None = None
     verifiers: dict[str, VerifierSettings] = Field(default_factory=dict)
 

@@ -274,6 +274,58 @@ async def test_a_try_that_was_not_given_is_compared_for_nothing(running: Running
     assert len(running.teacher.requests) == 1
 
 
+async def knows(running: Running, wins: int, losses: int, *, kind: str = "knowledge") -> None:
+    """The newest cycle says so of sums."""
+    told = {"kind": kind, "recalled": {"wins": wins, "ties": 0, "losses": losses}}
+    await running.pool.execute(
+        "insert into gaps (cycle_id, tenant_id, domain, requests, failure_rate, cost_microusd, priority, decision, reason, detail) "
+        "values ('c1', $1, 'sums', 200, 1, 9000, 1, 'retrieve', 'a test', $2)",
+        running.tenant_id,
+        told,
+    )
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "recall_seconds": 0.05}])
+async def test_a_gap_of_knowledge_is_answered_by_a_cheaper_model_with_earlier_answers_in_context(
+    running: Running, encoder: Path, small: FakeModelServer
+) -> None:
+    await promote(running, encoder, n=0)
+    first = {"model": "auto", "messages": [{"role": "user", "content": SUMS[1]}]}
+    assert (await ask(running, first)).headers["x-tutelage-model"] == "big"
+    await knows(running, 100, 0)
+    await until(lambda: bool(running.app.state.recalling.shelves))
+    response = await ask(running)
+    assert response.headers["x-tutelage-model"] == "small"
+    assert "with earlier answers in context" in response.headers["x-tutelage-reason"]
+    assert small.requests[-1]["messages"] == [
+        {"role": "user", "content": SUMS[1]},
+        {"role": "assistant", "content": "4"},
+        *ASK["messages"],
+    ]
+    assert (await last(running))["messages"] == ASK["messages"], "what was recalled is no part of the request"
+    assert (await ask(running, {**ASK, "max_tokens": 100}, max_cost_usd="0.01")).headers["x-tutelage-model"] == "big"
+    assert (await ask(running, OTHER)).headers["x-tutelage-model"] == "big", "another domain"
+
+    small.status = 500
+    fallback = await ask(running, {**ASK, "seed": 1})
+    assert fallback.headers["x-tutelage-model"] == "big"
+    assert running.teacher.requests[-1]["messages"] == ASK["messages"], "the teacher needs no help"
+    small.status = 200
+
+    await bodies.erase(running.pool, running.tenant_id, actor="test")
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].erasures == 1)
+    assert (await ask(running, {**ASK, "seed": 2})).headers["x-tutelage-model"] == "big", "nothing that was erased is said again"
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "recall_seconds": 0.05}])
+async def test_knowledge_that_is_too_often_wrong_for_the_promised_quality_is_not_recalled(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, n=0)
+    await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[1]}]})
+    await knows(running, 90, 10)
+    await until(lambda: bool(running.app.state.recalling.shelves))
+    assert (await ask(running)).headers["x-tutelage-model"] == "big"
+
+
 CHECKED = {"kind": "normalised"}
 
 

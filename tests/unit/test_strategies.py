@@ -75,6 +75,15 @@ def test_a_likely_answer_is_not_good_enough_for_quality_until_outcomes_assure_it
     assert "surely is good enough (0.800 reaches 0.800)" in found.reason
 
 
+def test_a_model_with_the_answer_before_its_eyes_is_as_good_as_that_until_outcomes_say_otherwise() -> None:
+    told = replace(SMALL, recalled=0.9)
+    found = plan("quality", replace(KNOWN, students=(), models=(TEACHER, told)))
+    assert (names(found), "with earlier answers in context" in found.reason) == (["small"], True)
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, told), least=0.95))) == ["big"]
+    seen = replace(told, estimate=Estimate(0.5, 60, "platt", "as measured", assured=0.4))
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, seen)))) == ["big"]
+
+
 @pytest.mark.parametrize("strategy", ["cascade", "quality"])
 def test_a_stated_minimum_is_asked_of_students_by_assurance_and_not_by_probability_alone(strategy: Strategy) -> None:
     assured = replace(STUDENT.student, calibrator=replace(SURE, assurance=Assurance((0.0, 4.0), (0.8, 0.93))))  # type: ignore[type-var]

@@ -37,6 +37,7 @@ from tutelage.gateway.judging import Judging
 from tutelage.gateway.models import Models
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.planning import Planning
+from tutelage.gateway.recalling import Recalling
 from tutelage.gateway.recording import Recording, utc_now
 from tutelage.gateway.semantic import Semantic
 from tutelage.gateway.shadows import Shadows
@@ -127,10 +128,11 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         state.estimators = {}
         planning = Planning(routing, estimators=state.estimators, randomness=randomness)
         judging = Judging(models, routing)
-        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, metrics=state.metrics)
-        turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
         current_routing = lambda: state.configuration.current.routing  # noqa: E731 - the configuration is opened later and changes
+        turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=current_routing)
+        state.recalling = Recalling(pool, current_routing, watcher.erasures)
+        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, recalling=state.recalling, metrics=state.metrics)
         state.shadows = Shadows(
             pool,
             recorder,
@@ -195,6 +197,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             Gauges(state, seconds=settings.gauge_seconds),
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
             Estimators(pool, state.estimators, seconds=settings.estimates_seconds),
+            state.recalling,
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
             semantic,

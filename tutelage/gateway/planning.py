@@ -82,6 +82,8 @@ class Planning:
     def _situation(self, asked: Asked, view: TenantView, placed: Placed, models: Models, policy: Policy) -> Situation:
         estimates = self._estimates(asked, placed)
         entries = models.answering(placed.domain)
+        # what context costs is in no estimate: who states a maximum cost gets none
+        recalled = placed.known.assured if placed.known is not None and _most(asked) is None else 0.0
         students = tuple(
             Candidate(s.name, s.tier, self.routing.student_microusd, estimates.get(s.name), s)
             for s in view.students
@@ -90,7 +92,16 @@ class Planning:
         return Situation(
             placed.domain,
             placed.similarity,
-            tuple(Candidate(e.name, e.tier, self.cost(e, asked.request), estimates.get(e.name)) for e in entries),
+            tuple(
+                Candidate(
+                    e.name,
+                    e.tier,
+                    self.cost(e, asked.request),
+                    estimates.get(e.name),
+                    recalled=0.0 if e.tier == "teacher" else recalled,
+                )
+                for e in entries
+            ),
             students,
             policy,
             max(policy.threshold, _promised(asked) or 0.0),

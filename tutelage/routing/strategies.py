@@ -24,13 +24,15 @@ _RANK: Mapping[Tier, int] = {"student": 0, "ta": 1, "teacher": 2}
 @dataclass(frozen=True)
 class Candidate:
     """A model that may answer. `microusd`: what one answer of the expected length costs, in millionths of a US dollar. `estimate`: how
-    probably its answer is acceptable, before it is asked; None where nobody estimates. Only a student is judged after the call."""
+    probably its answer is acceptable, before it is asked; None where nobody estimates. Only a student is judged after the call.
+    `recalled`: it is given earlier answers in context, of which the most similar one surely is right so often; 0: it is given none."""
 
     name: str
     tier: Tier
     microusd: int
     estimate: Estimate | None = None
     student: StudentSnapshot | None = None
+    recalled: float = 0.0
 
     @property
     def known(self) -> float | None:
@@ -44,8 +46,11 @@ class Candidate:
 
     @property
     def assured(self) -> float:
-        """The mean worth that its answers to requests like this one surely have; 0 while that is unknown."""
-        return 0.0 if self.known is None or self.estimate is None else self.estimate.assured
+        """The mean worth that its answers to requests like this one surely have; 0 while that is unknown. With the right answer before its
+        eyes it is taken for as good as that, unless outcomes say otherwise."""
+        if self.known is None or self.estimate is None:
+            return self.recalled
+        return max(self.estimate.assured, self.recalled if self.known >= self.recalled else 0.0)
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,7 @@ class Quality:
         last = min(enough, key=lambda c: (c.microusd, -c.worth, c.name), default=teacher)
         if last is not teacher and last is not None:
             behind = f"{last.name} is the cheapest that surely is good enough ({last.assured:.3f} reaches {situation.least:.3f})"
+            behind += ", with earlier answers in context" if last.recalled else ""
             reason = f"{reason}; {behind}" if stops else behind
         others = tuple(c for c in situation.models if c != last and _explorable(c, situation))
         return _ending(self.name, stops, last, reason, () if stops else others)
