@@ -543,7 +543,7 @@ async def test_a_challenger_answers_its_share_of_the_requests(running: Running, 
     assert await attempts(running) == [(0, "digest-2", True)]
 
 
-@pytest.mark.parametrize(("named", "percent", "version"), [("ta", 100, 2), ("ta", 0, 1), ("acme-sums", 100, 2), ("acme-sums-v1", 100, 1)])
+@pytest.mark.parametrize(("named", "percent", "version"), [("ta", 100, 2), ("ta", 0, 1), ("acme-sums", 100, 2), ("acme-sums.v1", 100, 1)])
 async def test_a_tier_or_a_student_by_name_is_whoever_serves_it_now_and_an_adapter_that_version(
     running: Running, encoder: Path, named: str, percent: int, version: int
 ) -> None:
@@ -551,7 +551,7 @@ async def test_a_tier_or_a_student_by_name_is_whoever_serves_it_now_and_an_adapt
     await challenge(running, percent)
     response = await ask(running, {**ASK, "model": named})
     assert response.headers["x-tutelage-tier"] == "ta"
-    assert running.student.requests[-1]["model"] == f"acme-sums-v{version}"
+    assert running.student.requests[-1]["model"] == f"acme-sums.v{version}"
 
 
 async def test_a_tier_without_a_student_of_the_domain_is_its_first_configured_model(running: Running) -> None:
