@@ -18,7 +18,7 @@ from prefect import flow
 
 from flows.gate import Judged, gate, package, register, roll_out
 from flows.students import curate, distill, evaluate, finetune, spawn
-from flows.traffic import detect_gaps, find_domains, learn_estimates
+from flows.traffic import detect_gaps, find_domains, learn_estimates, tune
 from flows.workshop import Cycle, connected, tell
 from tutelage.errors import PlanLimitReached, TutelageError
 from tutelage.settings import Home
@@ -31,6 +31,7 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
     if not await find_domains(cycle):
         return {"students": {}, "note": "no traffic yet"}
     await learn_estimates(cycle)
+    await tune(cycle)
     gaps = await detect_gaps(cycle)
     judged: list[Judged] = []
     for gap in gaps:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -16,6 +17,7 @@ from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.workshop import Cycle, connected, tell
+from tutelage.errors import Conflict
 from tutelage.evolution.canaries import Canary, blocked, drawn, key_of, rotate
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.gaps import EvolveSettings, Gap, measure
@@ -24,7 +26,7 @@ from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
 from tutelage.settings import ModelsSettings, RoutingSettings, load
 from tutelage.stores import canaries as stored
-from tutelage.stores import estimates, interactions, registry
+from tutelage.stores import estimates, interactions, registry, tenants
 from tutelage.stores import gaps as ledger
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from tutelage.routing.revision import Change
 
 SEED = 0
+WORTH_IT = 0.03  # of a threshold or a similarity
 READ_UNTIL = "read_until"  # in a domain's record: when the newest request was made that it describes
 SHOWN = (
     "domain", "requests", "failure_rate", "failure_95", "escalation_rate", "cost_per_day_microusd", "learnability", "kind", "priority",
@@ -165,6 +168,31 @@ async def learn_estimates(cycle: Cycle) -> int:
     return len(rows)
 
 
+@task(cache_policy=NO_CACHE)
+async def tune(cycle: Cycle) -> int | None:
+    """Move the tenant's threshold and similarity cut-off to where what was recorded says they belong; the new version, if there is one.
+
+    Every version empties the tenant's cache, so only what makes routing stricter, or looser by WORTH_IT, becomes one.
+    """
+    from tutelage.gateway.tenancy import Maker
+    from tutelage.operations import tuned
+
+    routing = load(RoutingSettings, cycle.config_dir)
+    if not routing.tune:
+        return None
+    async with connected(cycle) as pool:
+        tenant, maker = await tenants.find_tenant(pool, cycle.tenant_name), Maker(f"cycle:{cycle.id}")
+        proposals = await tuned(pool, tenant, routing, apply=False, maker=maker)
+        if any(p["new"] > p["old"] or p["old"] - p["new"] >= WORTH_IT for p in proposals):
+            try:
+                proposals = await tuned(pool, tenant, routing, apply=True, maker=maker)
+            except Conflict as moved:
+                tell("tune", moved.message)
+    for proposal in proposals:
+        tell("tune", proposal["reason"])
+    return next((p["applied_as"] for p in proposals if p["applied_as"] is not None), None)
+
+
 async def export(cycle: Cycle, domain: str, target: Path) -> int:
     """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds.
 
@@ -249,7 +277,7 @@ def _embedded(cycle: Cycle, rows: Sequence[dict[str, Any]], prompts: Sequence[st
 
     from tutelage.routing.encoder import Encoder
 
-    encoder = Encoder(cycle.state.models / "encoder", threads=2)
+    encoder = Encoder(cycle.state.models / "encoder", threads=int(os.environ.get("OMP_NUM_THREADS") or 2))
     embeddings = np.zeros((len(rows), encoder.dimension), np.float32)
     missing = []
     for place, row in enumerate(rows):

@@ -167,13 +167,15 @@ class VerifierSettings(Strict):
 
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
-    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `recall`: whether models cheaper than the teacher
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `tune`: whether cycles
+    move both within `promised_loss`, the loss against the teacher alone. `recall`: whether models cheaper than the teacher
     answer requests of domains of knowledge with earlier answers in context: the nearest, from `recall_similarity` on, of the newest
     `recall_answers`, read again every `recall_seconds`. `verifiers`: by domain, where a program tells whether an answer is right."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
     similarity: float = Field(default=0.6, ge=0, le=1)
-    promised_loss: float = Field(default=0.05, gt=0, lt=1)
+    promised_loss: float = Field(default=0.03, gt=0, lt=1)
+    tune: bool = True
     max_student_tokens: int = Field(default=64, gt=0)
     explore: float = Field(default=0.03, ge=0, le=0.05)
     explore_floor: float = Field(default=0.7, gt=0, le=1)

@@ -15,7 +15,7 @@ import yaml
 from fakes import FakeModelServer
 from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
 
-from flows.traffic import learn_estimates
+from flows.traffic import learn_estimates, tune
 from flows.workshop import Cycle
 from tutelage.fleet import engines
 from tutelage.gateway.limits import strategies
@@ -433,6 +433,23 @@ async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with
     assert row["evidence"]["threshold"]["at_new"]["effective"] >= 100
     await until(lambda: running.app.state.watcher.current.view(running.tenant_id).policy is not None)
     assert (await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[3]}]})).headers["x-tutelage-tier"] == "ta"
+
+
+async def test_a_cycle_tunes_by_itself_once_enough_is_on_record_and_says_why(
+    running: Running, home: Home, encoder: Path, database_url: str
+) -> None:
+    await promote(running, encoder)
+    cycle = Cycle("c2", running.tenant_id, "acme", home.root, home.root / "config", database_url)
+    assert await tune.fn(cycle) is None
+    running.student.answer, running.student.logprob = "4", -0.2  # confidence 0.82: tried, not given, and always as the teacher says
+    for start in range(0, 140, 20):
+        await asyncio.gather(*(ask(running, {**ASK, "seed": seed}) for seed in range(start, start + 20)))
+    await running.app.state.shadows.settled()
+    assert await tune.fn(cycle) == 1
+    (row,) = await policies.history(running.pool, running.tenant_id)
+    assert row["actor"] == "cycle:c2" and row["settings"]["threshold"] < 0.82 and "lower the threshold" in row["reason"]
+    assert await tune.fn(cycle) is None, "nothing has changed since"
+    assert len(await policies.history(running.pool, running.tenant_id)) == 1
 
 
 class Judge(FakeModelServer):
