@@ -98,6 +98,10 @@ def test_direct_keeps_a_stated_minimum_too() -> None:
     models = (TEACHER, replace(SMALL, estimate=Estimate(0.95, 30, "platt", "as measured", assured=0.8)))
     assert names(plan("direct", replace(KNOWN, students=(), models=models))) == ["small"]
     assert names(plan("direct", replace(KNOWN, students=(), models=models, promised=0.9, least=0.9))) == ["big"]
+    assured = replace(STUDENT.student, calibrator=replace(SURE, assurance=Assurance((0.0,), (0.95,))))  # type: ignore[type-var]
+    student = known(replace(STUDENT, student=assured), 0.99)
+    found = plan("direct", replace(KNOWN, students=(student,), models=models, promised=0.9, least=0.9))
+    assert (names(found), found.steps[0].promised) == (["acme-sums"], 0.9)
 
 
 def test_direct_asks_the_best_performer_of_similar_queries_and_nobody_else() -> None:
@@ -113,6 +117,8 @@ def test_parallel_asks_several_at_once_where_the_query_is_novel_only() -> None:
     novel = plan("parallel", replace(KNOWN, domain=None, students=(), models=models))
     assert (novel.shape, len(novel.steps), names(novel)[0]) == ("parallel", 3, "big")
     assert plan("parallel", replace(KNOWN, models=models)).shape == "cascade"
+    stated = plan("parallel", replace(KNOWN, domain=None, students=(), models=models, promised=0.9))
+    assert (names(stated), "promises no quality" in stated.reason) == (["big"], True)
 
 
 def test_a_budget_is_kept_by_whoever_is_best_within_it() -> None:

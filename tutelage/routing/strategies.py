@@ -142,7 +142,8 @@ class Direct:
         if best is None or not near or best.worth < situation.least or not _kept(best, situation):
             return _instead(self.name, situation, "no query like it is known well enough" if best is None or not near else _short(best))
         others = tuple(candidate for candidate in situation.models if candidate != best and _explorable(candidate, situation))
-        return Plan(self.name, "direct", (Step(best),), f"{best.name} does best at queries like it ({best.worth:.3f})", others)
+        step = Step(best, promised=situation.promised if best.student is not None else None)
+        return Plan(self.name, "direct", (step,), f"{best.name} does best at queries like it ({best.worth:.3f})", others)
 
 
 class Parallel:
@@ -151,6 +152,8 @@ class Parallel:
     name: ClassVar[Strategy] = "parallel"
 
     def plan(self, situation: Situation) -> Plan:
+        if situation.promised is not None:
+            return _instead(self.name, situation, "agreement promises no quality")
         asked = sorted(situation.models, key=lambda c: (-c.worth, c.microusd))[: situation.most_parallel]
         if situation.domain is not None or len(asked) < 2:
             return _instead(self.name, situation, "the query is no novel one" if situation.domain is not None else "there is but one model")
@@ -182,7 +185,8 @@ class Budget:
 
     def _cheapest(self, situation: Situation, most: int) -> Plan:
         """No configured model fits: a student that does answers as it is, or nobody."""
-        fitting = [student for student in situation.students if student.microusd <= most and _ceiling(student) >= situation.least]
+        able = [student for student in situation.students if _ceiling(student) >= situation.least and _kept(student, situation)]
+        fitting = [student for student in able if student.microusd <= most]
         if fitting:
             best = max(fitting, key=lambda c: (_RANK[c.tier], -c.microusd, c.name))
             return Plan(self.name, "direct", (Step(best, most_microusd=most),), f"only {best.name} costs at most {most} micro-dollars")
