@@ -73,8 +73,9 @@ class Planning:
         situation = self._situation(asked, view, placed, models, policy)
         undrawn = plan(strategy, situation)
         wishes = asked.options
-        # who says how the request is to be answered is not experimented with
-        if wishes.strategy or wishes.min_confidence is not None or wishes.max_microusd is not None or not self._exploration.share:
+        # who says how the request is to be answered, or is promised a quality, is not experimented with
+        stated = wishes.strategy or _promised(asked) is not None or wishes.max_microusd is not None
+        if stated or not self._exploration.share:
             return Planned(undrawn, undrawn, Exploration(0.0, self._exploration.floor), policy)
         drawn = explore(undrawn, self._exploration, drawn=self._random.random(), which=self._random.random())
         return Planned(drawn, undrawn, self._exploration, policy)
