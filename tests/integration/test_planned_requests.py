@@ -495,6 +495,29 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     assert places[0] != places[1]
 
 
+async def test_a_judge_that_is_down_says_nothing_of_an_answer(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer
+) -> None:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    with Judge("FIRST") as judge:
+        judge.status = 500
+        config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
+        named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
+        (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 1.0, "judge": named}))
+        async with serving(home, config, servers, database_url, student.url) as app:
+            made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            authorization = {"authorization": f"Bearer {made['key']}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://g", headers=authorization) as http:
+                client = openai.AsyncOpenAI(api_key=made["key"], base_url="http://g/v1", http_client=http)
+                gateway = Running(http, client, made["key"], made["tenant_id"], app.state.pool, teacher, student, app)
+                await promote(gateway, encoder)
+                assert (await ask(gateway)).headers["x-tutelage-tier"] == "ta"
+                await app.state.shadows.settled()
+                assert await gateway.pool.fetchval("select count(*) from outcomes") == 0
+
+
 @pytest.mark.parametrize(("prefers", "verdict"), [("FIRST", "right"), ("SECOND", "right"), ("four", "wrong")])
 async def test_the_judge_decides_whether_a_kept_answer_in_other_words_was_right(
     home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,

@@ -160,6 +160,8 @@ class Shadows:
                 verdict, asking = await self._judging.compare(asked.request.prompt, attempt.answer, teachers.text)
                 for answer, name in asking:
                     await self._bill(asked, placed, answer, name, "teacher", "judged an answer")
+                if len(asking) < 2:  # a judge that is down has said nothing, and nothing is noted
+                    continue
                 good = verdict.acceptable
             outcome = Outcome(
                 asked.caller.tenant_id, asked.id, attempt.model, attempt.digest, placed.domain, attempt.score, attempt.confidence,
