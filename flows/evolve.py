@@ -22,7 +22,7 @@ from prefect import flow
 from flows.gate import Judged, gate, package, register, roll_out, show
 from flows.story import tell_story
 from flows.students import curate, distill, evaluate, finetune, spawn
-from flows.traffic import detect_gaps, find_domains, learn_estimates
+from flows.traffic import detect_gaps, find_domains, learn_estimates, tune
 from flows.workshop import Cycle, connected, end_stage, tell
 from tutelage.errors import CycleRunning, PlanLimitReached, TutelageError
 from tutelage.fleet import processes
@@ -37,6 +37,7 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
     if not await find_domains(cycle):
         return {"students": {}, "note": "no traffic yet"}
     await learn_estimates(cycle)
+    await tune(cycle)
     gaps = await detect_gaps(cycle)
     judged: list[Judged] = []
     for gap in gaps:

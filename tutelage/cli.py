@@ -170,6 +170,7 @@ def _tenants(commands: Any) -> None:
             )
             action.add_argument("--strategy", choices=get_args(Strategy), help="how its requests are answered")
             action.add_argument("--max-cost-usd", metavar="X", help="what one answer may cost at most; none: whatever it costs")
+            action.add_argument("--min-confidence", metavar="X", help="least quality that its answers are promised; none: none is stated")
             action.add_argument("--training", choices=("on", "off"), help="whether students may learn from its traffic")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")

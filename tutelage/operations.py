@@ -106,6 +106,8 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
         changes["semantic_error_budget"] = _share(arguments.semantic_error_budget)
     if getattr(arguments, "max_cost_usd", None) is not None:
         changes["max_cost_microusd"] = _microusd(arguments.max_cost_usd)
+    if getattr(arguments, "min_confidence", None) is not None:
+        changes["min_confidence"] = _least(arguments.min_confidence)
     changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
     in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
     return {**asdict(changed), "limits": in_force}
@@ -163,6 +165,15 @@ def _microusd(text: str) -> int | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) or not float(text):
         raise InvalidRequest(f"--max-cost-usd {text!r}: US dollars are expected, such as 0.005, or none")
     return round(float(text) * 1e6)
+
+
+def _least(text: str) -> float | None:
+    """The least quality that answers are promised; None: none is stated. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"(0(\.\d{1,6})?|1(\.0{1,6})?)", text) or not float(text):
+        raise InvalidRequest(f"--min-confidence {text!r}: a number above 0 and at most 1 is expected, such as 0.9, or none")
+    return float(text)
 
 
 async def list_policies(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:

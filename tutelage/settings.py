@@ -160,13 +160,26 @@ class JudgeSettings(Strict):
         return self
 
 
+class VerifierSettings(Strict):
+    """`kind` of comparison. `tolerance`: relative error allowed of a number. `code_seconds`, `code_megabytes`: limits of a code test."""
+
+    kind: Literal["exact", "normalised", "numeric", "json_schema", "reasoning_gym", "code"] = "normalised"
+    tolerance: float = Field(default=1e-6, ge=0)
+    code_seconds: float = Field(default=5.0, gt=0)
+    code_megabytes: int = Field(default=512, ge=32)
+
+
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
-    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars."""
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `tune`: whether cycles
+    move both within `promised_loss`, the loss against the teacher alone. `recall`: whether models cheaper than the teacher
+    answer requests of domains of knowledge with earlier answers in context: the nearest, from `recall_similarity` on, of the newest
+    `recall_answers`, read again every `recall_seconds`. `verifiers`: by domain, where a program tells whether an answer is right."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
     similarity: float = Field(default=0.6, ge=0, le=1)
-    promised_loss: float = Field(default=0.05, gt=0, lt=1)
+    promised_loss: float = Field(default=0.03, gt=0, lt=1)
+    tune: bool = True
     max_student_tokens: int = Field(default=64, gt=0)
     explore: float = Field(default=0.03, ge=0, le=0.05)
     explore_floor: float = Field(default=0.7, gt=0, le=1)
@@ -177,7 +190,12 @@ class RoutingSettings(Strict):
     answer_tokens: int = Field(default=256, ge=1)
     student_microusd: int = Field(default=25, ge=0)
     outcome_window: int = Field(default=400, ge=20)
+    recall: bool = True
+    recall_similarity: float = Field(default=0.6, ge=0, le=1)
+    recall_answers: int = Field(default=2_000, ge=1)
+    recall_seconds: float = Field(default=30.0, gt=0)
     judge: JudgeSettings | None = None
+    verifiers: dict[str, VerifierSettings] = Field(default_factory=dict)
 
 
 class TierSettings(Strict):

@@ -251,6 +251,8 @@ WRONG_BODIES: list[tuple[str, str, Any, str]] = [
     ("POST", "/operators", {"role": "root"}, "role"),
     ("PATCH", "/tenants/acme", {"strategy": "guess"}, "strategy"),
     ("PATCH", "/tenants/acme", {"max_cost_microusd": 0}, "max_cost_microusd"),
+    ("PATCH", "/tenants/acme", {"min_confidence": 0}, "min_confidence"),
+    ("PATCH", "/tenants/acme", {"min_confidence": True}, "min_confidence"),
     ("POST", "/tenants/acme/policies/revert", {"version": -1, "reason": "x"}, "version"),
     ("POST", "/tenants/acme/policies/revert", {"version": 1}, "reason"),
 ]
@@ -644,8 +646,8 @@ async def test_a_version_that_never_was_is_404_and_a_policy_that_moved_is_409(ru
 async def test_a_strategy_is_chosen_within_the_plan(running: Running) -> None:
     chosen = await running.call("acme admin", "PATCH", "/tenants/acme", json={"strategy": "budget", "max_cost_microusd": 500})
     assert (chosen.json()["strategy"], chosen.json()["max_cost_microusd"]) == ("budget", 500)
-    lifted = await running.call("acme admin", "PATCH", "/tenants/acme", json={"max_cost_microusd": None})
-    assert (lifted.json()["strategy"], lifted.json()["max_cost_microusd"]) == ("budget", None)
+    lifted = await running.call("acme admin", "PATCH", "/tenants/acme", json={"max_cost_microusd": None, "min_confidence": 0.9})
+    assert [lifted.json()[name] for name in ("strategy", "max_cost_microusd", "min_confidence")] == ["budget", None, 0.9]
     await running.call("admin", "PATCH", "/tenants/bolt", json={"tier": "free"})
     refused = await running.call("bolt admin", "PATCH", "/tenants/bolt", json={"strategy": "parallel"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "strategy")

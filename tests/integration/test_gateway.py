@@ -28,11 +28,13 @@ from tutelage.records import Key
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
+from tutelage.routing.promises import Assurance
 from tutelage.settings import Home
 from tutelage.stores import interactions, registry, replies, tenants
 from tutelage.stores.database import Pool
 from tutelage.stores.registry import Decision, Pointer
 
+NOTHING = Assurance()
 ASK: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
 SUMS = [f"What is {a} + {b}?" for a in range(2, 12) for b in range(2, 8)]
 THINGS = ["rose", "leaf", "sky", "lemon", "coal", "snow", "plum", "cherry", "tomato", "carrot"]
@@ -122,7 +124,7 @@ async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
     raise AssertionError("it did not become so in time")
 
 
-async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200) -> None:
+async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING) -> None:
     """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
     texts = SUMS + COLOURS
     found = discover(Encoder(encoder).encode(texts), texts, labels=["sums"] * len(SUMS) + ["colours"] * len(COLOURS), seed=0)
@@ -131,7 +133,7 @@ async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int =
     await registry.spawn(
         running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
     )
-    calibrator = Calibrator("platt", n, a=1.0, b=0.0).to_dict()
+    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance).to_dict()
     await registry.complete_version(running.pool, "acme-sums", 1, status="ta", digest="digest-1", calibrator=calibrator, evidence={"n": 1})
     champion = Pointer(1, "acme-sums", 1, tier)  # type: ignore[arg-type]
     decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})

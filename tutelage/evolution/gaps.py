@@ -32,7 +32,8 @@ class EvolveSettings(Strict):
     `training_seconds_per_day`: core-seconds of training that a tenant's gaps may use in a day; `training_seconds`: of one student, where
     none of its domain was trained yet. `untried_share`: the share of a domain that an untried student is expected to take over.
     `recall_from`: a gap is one of knowledge when the nearest earlier answer is right so often, with 95 % confidence. `retrieval`:
-    whether the gateway answers such gaps from earlier answers; otherwise they are trained like any other. `canaries`: held-out items kept
+    whether the gateway answers such gaps from earlier answers, otherwise they are trained like any other; null: it does where models.yaml
+    names a model cheaper than the teacher. `canaries`: held-out items kept
     for each domain, replaced by a fifth a quarter; what is as similar to one as `canary_similarity` (cosine) is not trained on either.
     """
 
@@ -52,7 +53,7 @@ class EvolveSettings(Strict):
     training_seconds: float = Field(default=600, gt=0)
     untried_share: float = Field(default=0.5, gt=0, le=1)
     recall_from: float = Field(default=0.85, gt=0, le=1)
-    retrieval: bool = False
+    retrieval: bool | None = None
     canaries: int = Field(default=100, ge=0)
     canary_similarity: float = Field(default=0.99, gt=0, le=1)
 

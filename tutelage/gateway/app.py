@@ -37,12 +37,14 @@ from tutelage.gateway.judging import Judging
 from tutelage.gateway.models import Models
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.planning import Planning
+from tutelage.gateway.recalling import Recalling
 from tutelage.gateway.recording import Recording, utc_now
 from tutelage.gateway.semantic import Semantic
 from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
+from tutelage.gateway.verifying import Verifying
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home, ModelEntry, ModelsSettings
 from tutelage.stores.bodies import Sweeper
@@ -128,11 +130,20 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         state.estimators = {}
         planning = Planning(routing, estimators=state.estimators, randomness=randomness)
         judging = Judging(models, routing)
-        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, metrics=state.metrics)
+        current_routing = lambda: state.configuration.current.routing  # noqa: E731 - the configuration is opened later and changes
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=current_routing)
+        state.recalling = Recalling(pool, current_routing, watcher.erasures)
+        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, recalling=state.recalling, metrics=state.metrics)
         state.shadows = Shadows(
-            pool, recorder, dispatch, judging, routing=lambda: state.configuration.current.routing, randomness=randomness, clock=utc_now
+            pool,
+            recorder,
+            dispatch,
+            judging,
+            Verifying(pool, routing=current_routing),
+            routing=current_routing,
+            randomness=randomness,
+            clock=utc_now,
         )
         if settings.bare:
             state.shadows = bare.NoShadows()
@@ -146,6 +157,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             settings=lambda: state.configuration.current.gateway,
             tenants=settings.semantic_tenants,
             erasures=watcher.erasures,
+            judge=state.shadows.as_good,
         )
         pipeline = Pipeline(
             watcher=watcher,
@@ -191,6 +203,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             Gauges(state, seconds=settings.gauge_seconds),
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
             Estimators(pool, state.estimators, seconds=settings.estimates_seconds),
+            state.recalling,
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
             semantic,

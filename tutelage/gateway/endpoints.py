@@ -231,7 +231,10 @@ CHAT_HEADERS = [
     _header("x-tutelage-domain", "The domain, where the client knows it"),
     _header("x-tutelage-strategy", "How this request is answered, instead of as the tenant's are", enum=list(STRATEGIES)),
     _header("x-tutelage-max-cost-usd", "What its answer may cost at most, in US dollars"),
-    _header("x-tutelage-min-confidence", "The least probability of being right from which a student's answer is given, above 0 to 1"),
+    _header(
+        "x-tutelage-min-confidence",
+        "The least quality that the answer is promised, above 0 to 1: where outcomes do not assure it, the teacher answers",
+    ),
 ]
 
 

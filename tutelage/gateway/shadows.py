@@ -27,6 +27,7 @@ from tutelage.gateway.exchange import Asked, Placed
 from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.snapshot import Challenger, TenantView
+from tutelage.gateway.verifying import Verifying
 from tutelage.records import Attempt, Interaction, Outcome, Tier
 from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
@@ -71,12 +72,13 @@ class Shadows:
         recorder: Recorder,
         dispatch: Dispatch,
         judging: Judging,
+        verifying: Verifying,
         *,
         routing: Callable[[], RoutingSettings],
         randomness: random.Random,
         clock: Callable[[], datetime],
     ) -> None:
-        self._pool, self._recorder, self._dispatch, self._judging = pool, recorder, dispatch, judging
+        self._pool, self._recorder, self._dispatch, self._judging, self._verifying = pool, recorder, dispatch, judging, verifying
         self._routing = routing
         self._random = randomness
         self._clock = clock
@@ -84,6 +86,9 @@ class Shadows:
 
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
+        case = self._verifying.case(asked, placed)
+        if case is not None:
+            self._start(self._verifying.note(case, asked, placed, given))
         chosen = given.chosen
         spawned = view.spawned.get(placed.domain or "")
         if chosen.strategy is None or (given.tier == "teacher" and not view.students and spawned is None):
@@ -198,12 +203,23 @@ class Shadows:
                 verdict, asking = await self._judging.compare(asked.request.prompt, attempt.answer, teachers.text)
                 for answer, name in asking:
                     await self._bill(asked, placed, answer, name, "teacher", "judged an answer")
+                if len(asking) < 2:  # a judge that is down has said nothing, and nothing is noted
+                    continue
                 good = verdict.acceptable
             outcome = Outcome(
                 asked.caller.tenant_id, asked.id, attempt.model, attempt.digest, placed.domain, attempt.score, attempt.confidence,
                 float(good), served, "judge" if judged else "teacher", observed,
             )  # fmt: skip
             await outcomes.add(self._pool, [outcome])
+
+    async def as_good(self, asked: Asked, question: str, kept: str, fresh: str) -> bool:
+        """Whether the judge finds a kept answer no worse than a fresh one; without a judge nobody finds so."""
+        if not self._judging.able:
+            return False
+        verdict, asking = await self._judging.compare(question, kept, fresh)
+        for answer, name in asking:
+            await self._bill(asked, Placed(asked.given_domain, None, "a kept answer"), answer, name, "teacher", "judged a kept answer")
+        return len(asking) == 2 and verdict.acceptable  # half a judge's word would count as a tie
 
     async def _bill(self, asked: Asked, placed: Placed, answer: Answer, model: str, tier: Tier, reason: str) -> None:
         """Its line on the tenant's bill; no text of it is kept, and it counts as no query."""

@@ -43,6 +43,7 @@ ErrorBudget = Annotated[float, Field(ge=0, le=0.5), BeforeValidator(number)]
 PolicyVersion = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(whole)]
 MaxCost = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(whole)]
 Share = Annotated[float, Field(gt=0, le=1)]
+LeastQuality = Annotated[float, Field(gt=0, le=1), BeforeValidator(number)]
 Training = Literal["on", "off"]  # whether students may learn from its traffic
 
 
@@ -62,6 +63,7 @@ class NewTenant(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy = "quality"
     max_cost_microusd: MaxCost | None = None
+    min_confidence: LeastQuality | None = None
     training: Training = "on"
 
 
@@ -69,7 +71,8 @@ class TenantChange(Strict):
     """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
     `cache_seconds` null: as long as the gateway says. `semantic_error_budget`: the share of answers given to paraphrases that may
     be wrong; 0: none are given, null: as much as the gateway says.
-    `max_cost_microusd`, of one answer, null: whatever it costs.
+    `max_cost_microusd`, of one answer, null: whatever it costs. `min_confidence`: the least quality that its answers are promised,
+    null: none is stated.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -81,6 +84,7 @@ class TenantChange(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy | None = None
     max_cost_microusd: MaxCost | None = None
+    min_confidence: LeastQuality | None = None
     training: Training | None = None
 
 
@@ -198,6 +202,7 @@ class Tenant(BaseModel):
     semantic_error_budget: float | None
     strategy: Strategy
     max_cost_microusd: int | None
+    min_confidence: float | None
     training: Training
 
 
