@@ -94,13 +94,15 @@ def run(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[s
         cached = {OURS: lambda target: load(target, connections=128, seconds=arguments.seconds, unique=False)}
         with Progress(console=console) as progress:
             task = progress.add_task("measuring", total=arguments.rounds * len(running))
-            for _ in range(arguments.rounds):
+            for number in range(arguments.rounds):
                 for target in random.sample(running, len(running)):
                     mine = rounds.setdefault(target.name, {})
                     for measure, take in [*wanted.items(), *([("cached", cached[target.name])] if target.name in cached else [])]:
                         mine.setdefault(measure, []).append(take(target))
                     mine.setdefault("memory", []).append({"mb": target.memory_mb()})
                     progress.advance(task)
+                # what was measured is not lost when a later part fails or is broken off
+                (arguments.out / "rounds.json").write_text(json.dumps({"rounds": number + 1, "figures": figures(rounds)}, indent=1))
         extra = _long(arguments, running, console)
     extra["cached_whole_machine"] = whole_machine(arguments, folder, console)
     return {

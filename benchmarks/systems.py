@@ -27,7 +27,7 @@ import yaml
 
 from tutelage import operations
 from tutelage.fleet import engines
-from tutelage.fleet.local import prepare_encoder
+from tutelage.fleet.local import gateway_command, prepare_encoder
 from tutelage.settings import CHECKOUT, Home
 from tutelage.stores.database import open_pool
 
@@ -121,20 +121,7 @@ def tutelage(
                     pin(found.pid, cores or OTHER_CORES)
         made = asyncio.run(_tenant(started.database_url, home))
         port = free_port()
-        command = [sys.executable, "-m", "granian", "--interface", "asgi", "--factory", "tutelage.gateway.app:create", "--loop", "uvloop"]
-        command += [
-            "--host",
-            "127.0.0.1",
-            "--port",
-            str(port),
-            "--workers",
-            str(workers),
-            "--no-ws",
-            "--log-level",
-            "warning",
-            "--backlog",
-            "4096",
-        ]
+        command = gateway_command("127.0.0.1", port, workers, drain_seconds=1)  # as `tutelage serve` starts it
         multiproc = folder / f"metrics-{name}"
         shutil.rmtree(multiproc, ignore_errors=True)
         multiproc.mkdir()
@@ -172,6 +159,7 @@ def passthrough(folder: Path, upstream: str) -> Iterator[Running]:
     """The ceiling of our design: Granian and aiohttp, and nothing in between."""
     port = free_port()
     command = [sys.executable, "-m", "granian", "--interface", "asgi", "benchmarks.passthrough:app", "--loop", "uvloop", "--no-ws"]
+    command += ["--http", "1"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     with process(command, folder / "passthrough.log", cores=GATEWAY_CORE, env={"UPSTREAM": upstream}) as pid:
         _wait(f"http://127.0.0.1:{port}/v1/models", folder / "passthrough.log")

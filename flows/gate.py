@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.students import Student
+from flows.students import CHAMPIONS, EARLIER, Student
 from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
@@ -55,6 +56,7 @@ async def gate(cycle: Cycle, student: Student) -> Judged:
         pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
         comparison = await _comparison(pool, student, report, pointer)
         evidence = _evidence(report, manifest, comparison, _leaked(student) or _too_good(report))
+        evidence = replace(evidence, kept=await _kept(pool, student, report, pointer))
         settings = load(PromotionSettings, cycle.config_dir)
         number, passed = await standing.enrol(pool, student.name, student.version, "ta", year=datetime.now(UTC).year)
         verdict = judge(evidence, settings, needed=settings.needed(number, passed))
@@ -115,6 +117,10 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
             tell("rollout", "no tier runs; it will load the adapter when it starts", student=student.name)
     now = Pointer(judged.pointer.sequence + 1, student.name, student.version, verdict.tier)
     champion = now if verdict.action in ("promote", "keep") else judged.pointer
+    begins = None
+    if verdict.action == "challenge" and verdict.tier is not None:
+        rollout = standing.Rollout(cycle.tenant_id, student.domain, student.name, student.version, 0, verdict.tier)
+        begins = partial(standing.begin_rollout, rollout=rollout)
     async with connected(cycle) as pool:
         await registry.decide(
             pool,
@@ -129,10 +135,8 @@ async def roll_out(cycle: Cycle, judged: Judged) -> None:
                 judged.evidence.to_dict(),
             ),
             expected=judged.pointer.sequence,
+            within=begins,
         )
-        if verdict.action == "challenge" and verdict.tier is not None:
-            rollout = standing.Rollout(cycle.tenant_id, student.domain, student.name, student.version, 0, verdict.tier)
-            await standing.begin_rollout(pool, rollout)
     tell("rollout", TOLD[verdict.action].format(domain=student.domain), student=student.name)
 
 
@@ -206,21 +210,52 @@ async def _note(pool: Any, student: Student, evidence: Evidence, verdict: Verdic
 
 
 async def _comparison(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> Comparison | None:
-    """Candidate and champion on the held-out items that both answered: they are frozen, so most are the same. None without a champion."""
+    """Candidate and champion on the candidate's held-out items. None without a champion."""
     for version in await registry.list_versions(pool):
         if (version["student"], version["version"]) == (pointer.student, pointer.version):
             folder = Path(version["path"])
-            pairs, theirs = Tally(), _answers(folder)
-            for prompt, right in _answers(student.folder).items():
-                if prompt in theirs:
-                    pairs += contest(right, theirs[prompt])
+            pairs = paired(student.folder, folder)
             return compared(pairs, domain=student.domain, price=_tokens(report), champion_price=_tokens(_report(folder)))
     return None
 
 
-def _answers(folder: Path) -> dict[str, bool]:
-    """Right or wrong by prompt, as the version's evaluation wrote it; empty where it left nothing."""
-    file = folder / "predictions.jsonl"
+async def _kept(pool: Any, student: Student, report: dict[str, Any], pointer: Pointer) -> dict[str, Tally]:
+    """Candidate and champion on what earlier traffic asked; nothing without a champion."""
+    for version in await registry.list_versions(pool):
+        if (version["student"], version["version"]) == (pointer.student, pointer.version):
+            folder = Path(version["path"])
+            return kept(report, _report(folder), student.folder, folder)
+    return {}
+
+
+def kept(report: dict[str, Any], champions: dict[str, Any], candidate: Path, champion: Path) -> dict[str, Tally]:
+    """The canaries that both were asked, and the champion's own held-out items, which are of the traffic that it was trained in."""
+    return {"canaries": remembered(report, champions), "items of the champion's time": paired_before(candidate, champion)}
+
+
+def remembered(report: dict[str, Any], champions: dict[str, Any]) -> Tally:
+    """Two evaluations' answers to the canaries that both were asked."""
+    mine, theirs = (told.get("canaries", {}).get("right", {}) for told in (report, champions))
+    return _contested(mine, theirs)
+
+
+def paired(candidate: Path, champion: Path) -> Tally:
+    """Their answers to the candidate's held-out items: the champion's own evaluation has some, the rest it was asked afterwards."""
+    return _contested(_answers(candidate), _answers(champion) | _answers(candidate, CHAMPIONS))
+
+
+def paired_before(candidate: Path, champion: Path) -> Tally:
+    """Their answers to the champion's held-out items."""
+    return _contested(_answers(candidate) | _answers(candidate, EARLIER), _answers(champion))
+
+
+def _contested(mine: Mapping[str, bool], theirs: Mapping[str, bool]) -> Tally:
+    return sum((contest(mine[key], theirs[key]) for key in sorted(mine.keys() & theirs.keys())), Tally())
+
+
+def _answers(folder: Path, name: str = "predictions.jsonl") -> dict[str, bool]:
+    """Right or wrong by prompt, as an evaluation wrote it; empty where it left nothing."""
+    file = folder / name
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return {row["prompt"]: row["correct"] for row in rows}
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.traffic import export
-from flows.workshop import Cycle, connected, run_stage, tell
-from tutelage.evolution.gaps import Gap
-from tutelage.evolution.spawning import student_name
+from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
+from tutelage.evolution.gaps import EvolveSettings, Gap
+from tutelage.evolution.spawning import student_name, teachers_of
+from tutelage.fleet.local import BASE
+from tutelage.fleet.tiers import Wanted
+from tutelage.settings import ModelsSettings, load
 from tutelage.stores import registry
+
+# What the domain's champion answered to the candidate's held-out items that were new to it, and the candidate to the champion's.
+CHAMPIONS, EARLIER = "champion/predictions.jsonl", "earlier/predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -41,27 +49,50 @@ class Student:
 
 @task(cache_policy=NO_CACHE, task_run_name="spawn-{gap.domain}")
 async def spawn(cycle: Cycle, gap: Gap) -> Student:
-    """Register the next version of the domain's student and write its folder: data, settings, pipeline."""
-    name = student_name(cycle.tenant_name, gap.domain)
+    """Register the next version of the domain's student, loadable and in the teacher's shadow at once; then what it learns from."""
+    student = await begin(cycle, gap.domain)
+    if not (cycle.state.students / ".dvc" / "config").exists():  # none yet, or one whose making was cut off
+        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--force", "--quiet"], cwd=cycle.state.students)
+    requests = await export(cycle, gap.domain, student.folder / "interactions.jsonl")
+    arguments = ["-m", "training.pipeline", "--student", str(student.folder), "--settings", str(cycle.config_dir)]
+    frozen = await _held_out(cycle, student)
+    await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=student.name)
+    tell("spawn", f"version {student.version} from {requests} requests", student=student.name)
+    return replace(student, requests=requests)
+
+
+async def begin(cycle: Cycle, domain: str) -> Student:
+    """From the decision to a registered version with a fresh adapter and its teachers, on the tier and in routing as a shadow: no process
+    is started for it and no torch imported, so it takes a fraction of a second.
+
+    Raises:
+        PlanLimitReached: the tenant has as many students as it may, or the domain needs every version it keeps.
+    """
+    from inference import fresh
+
+    began, name = time.monotonic(), student_name(cycle.tenant_name, domain)
+    settings, models = load(EvolveSettings, cycle.config_dir), load(ModelsSettings, cycle.config_dir)
     async with connected(cycle) as pool:
+        now = await registry.pointer(pool, cycle.tenant_id, domain)
+        teachers = teachers_of(domain, models.models, graduate=now.student if now.tier == "teacher" else None)
         version = await registry.spawn(
             pool,
             tenant_id=cycle.tenant_id,
-            domain=gap.domain,
+            domain=domain,
             student=name,
             cycle_id=cycle.id,
             folder=str(cycle.state.students / name / "v{version}"),
+            most=settings.max_models_per_domain,
+            teachers=teachers,
         )
-    folder = cycle.state.students / name / f"v{version}"
-    if not (cycle.state.students / ".dvc").exists():
-        await run_stage(cycle, "pipeline", ["-m", "dvc", "init", "--no-scm", "--quiet"], cwd=cycle.state.students)
-    student = Student(name, version, gap.domain, folder)
-    requests = await export(cycle, gap.domain, folder / "interactions.jsonl")
-    arguments = ["-m", "training.pipeline", "--student", str(folder), "--settings", str(cycle.config_dir)]
-    frozen = await _held_out(cycle, student)
-    await run_stage(cycle, "pipeline", [*arguments, *(["--frozen", *frozen] if frozen else [])], student=name)
-    tell("spawn", f"version {version} from {requests} requests", student=name)
-    return replace(student, requests=requests)
+        student = Student(name, version, domain, cycle.state.students / name / f"v{version}")
+        adapter = registry.adapter_name(name, version)
+        digest = fresh.write(cycle.state.models / BASE, student.folder / registry.FRESH, name=adapter)
+        await registry.begin_with(pool, name, version, digest=digest)
+    shown = load_adapter(cycle.state, cycle.config_dir, Wanted(adapter, str(student.folder / registry.FRESH), digest))
+    told = f"version {version} registered{' and loaded' if shown else ''} after {time.monotonic() - began:.2f} s"
+    tell("begin", f"{told}; taught by {', '.join(teachers) or 'nobody yet'}", student=name)
+    return student
 
 
 @task(cache_policy=NO_CACHE, task_run_name="curate-{student.name}")
@@ -92,6 +123,37 @@ async def finetune(cycle: Cycle, student: Student) -> None:
 async def evaluate(cycle: Cycle, student: Student) -> None:
     """Examine the adapter on frozen held-out items and calibrate its confidence."""
     await _reproduce(cycle, "evaluate", student)
+    await _ask_each_other(cycle, student)
+
+
+async def _ask_each_other(cycle: Cycle, student: Student) -> None:
+    """Candidate and champion answer each other's held-out items: what is new must count for who knows it, and what was before must too."""
+    async with connected(cycle) as pool:
+        pointer = await registry.pointer(pool, cycle.tenant_id, student.domain)
+        versions = await registry.list_versions(pool)
+    champion = next((Path(v["path"]) for v in versions if (v["student"], v["version"]) == (pointer.student, pointer.version)), None)
+    if champion is None:
+        return
+    for asked, owner, answers in ((champion, student.folder, CHAMPIONS), (student.folder, champion, EARLIER)):
+        target = (student.folder / answers).parent
+        if unasked(owner, asked, target, settings=student.folder / "evaluate.yaml"):
+            arguments = ["-m", "training.evaluate", "--adapter", str(asked / "adapter"), "--data", str(target / "unasked.jsonl")]
+            arguments += ["--report", str(target / "report.json"), "--predictions", str(student.folder / answers)]
+            await run_stage(cycle, "evaluate", [*arguments, "--config", str(target / "evaluate.yaml")], student=student.name)
+
+
+def unasked(owner: Path, asked: Path, target: Path, *, settings: Path) -> int:
+    """Write to `target` the owner's held-out items that another version's evaluation did not have, and settings to ask it; how many."""
+    predictions = asked / "predictions.jsonl"
+    known = {json.loads(line)["prompt"] for line in predictions.read_text().splitlines()} if predictions.exists() else set()
+    items = owner / "curated" / "test.jsonl"
+    lines = items.read_text().splitlines(keepends=True) if items.exists() else []  # erased with the tenant they came from
+    fresh = [line for line in lines if json.loads(line)["messages"][-2]["content"] not in known]
+    target.mkdir(exist_ok=True)
+    (target / "unasked.jsonl").write_text("".join(fresh))
+    chosen = yaml.safe_load(settings.read_text()) | {"untrained_items": 0}
+    (target / "evaluate.yaml").write_text(yaml.safe_dump(chosen, sort_keys=False))
+    return len(fresh)
 
 
 async def _held_out(cycle: Cycle, student: Student) -> list[str]:

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.workshop import Cycle, connected, tell
+from tutelage.errors import Conflict
 from tutelage.evolution.canaries import Canary, blocked, drawn, key_of, rotate
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.gaps import EvolveSettings, Gap, measure
 from tutelage.lessons import lesson
 from tutelage.routing.recall import Recall, Recalled
 from tutelage.scoring import matches
-from tutelage.settings import load
+from tutelage.settings import ModelsSettings, RoutingSettings, load
 from tutelage.stores import canaries as stored
-from tutelage.stores import estimates, interactions, registry
+from tutelage.stores import estimates, interactions, registry, tenants
 from tutelage.stores import gaps as ledger
 
+if TYPE_CHECKING:
+    from tutelage.routing.domains import DiscoverySettings, Domain
+    from tutelage.routing.revision import Change
+
 SEED = 0
+WORTH_IT = 0.03  # of a threshold or a similarity
+READ_UNTIL = "read_until"  # in a domain's record: when the newest request was made that it describes
 SHOWN = (
     "domain", "requests", "failure_rate", "failure_95", "escalation_rate", "cost_per_day_microusd", "learnability", "kind", "priority",
     "decision", "reason",
@@ -35,8 +44,8 @@ SHOWN = (
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
 async def find_domains(cycle: Cycle) -> int:
-    """Sort the window's prompts into domains, keeping the names of domains that are still there; how many interactions there are."""
-    from tutelage.routing import domains
+    """Read what came since the last cycle into the tenant's domains and place the window's prompts in them; how many there are."""
+    from tutelage.routing.domains import DiscoverySettings
 
     settings = load(EvolveSettings, cycle.config_dir)
     async with connected(cycle) as pool:
@@ -45,36 +54,88 @@ async def find_domains(cycle: Cycle) -> int:
             return 0
         tell("domains", f"reading {len(rows)} interactions")
         prompts = [_prompt(row["messages"]) for row in rows]
-        embeddings = _embed(cycle, prompts)
-        known = [domains.Domain.from_dict(r) for r in (await registry.read_domains(pool)).get(cycle.tenant_id, [])]
-        labels = [row["given_domain"] for row in rows]
-        size = domains.DiscoverySettings(min_size=settings.min_domain_size)
-        found = domains.discover(embeddings, prompts, labels=labels, seed=SEED, settings=size)
+        embeddings = _embeddings(cycle, rows, prompts)
+        records = (await registry.read_domains(pool)).get(cycle.tenant_id, [])
         served = {c.domain for c in await registry.champions(pool) if c.tenant_id == cycle.tenant_id}
-        found = domains.match(known, found, keep=served)
-        index = domains.DomainIndex(found)
-        placed = [
-            (row["request_id"], row["given_domain"] or index.assign(vector).domain, vector.tobytes())
-            for row, vector in zip(rows, embeddings, strict=True)
-        ]
+        size = DiscoverySettings(min_size=settings.min_domain_size)
+        found = carry_on(records, rows, prompts, embeddings, keep=served, settings=size)
+        placed = [(row["request_id"], domain, vector.tobytes()) for row, domain, vector in zip(rows, found.placed, embeddings, strict=True)]
         await interactions.set_routing(pool, placed)
-        await registry.save_domains(pool, cycle.tenant_id, [domain.to_dict() for domain in found])
+        read_until = max(row["created_at"] for row in rows).isoformat()
+        await registry.save_domains(pool, cycle.tenant_id, [d.to_dict() | {READ_UNTIL: read_until} for d in found.domains])
+    for change in found.changes:
+        tell("domains", f"{change.kind} {change.name}: {change.reason}")
     sizes = Counter(domain for _, domain, _ in placed)
-    tell("domains", f"{len(found)} domains: " + ", ".join(f"{name or 'novel'} {n}" for name, n in sizes.most_common()))
+    tell("domains", f"{len(found.domains)} domains: " + ", ".join(f"{name or 'novel'} {n}" for name, n in sizes.most_common()))
     return len(rows)
+
+
+@dataclass(frozen=True)
+class Carried:
+    """The domains now, the one of each request, and what changed."""
+
+    domains: tuple[Domain, ...]
+    placed: tuple[str | None, ...]
+    changes: tuple[Change, ...]
+
+
+def carry_on(
+    records: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
+    prompts: Sequence[str],
+    embeddings: Any,
+    *,
+    keep: Collection[str],
+    settings: DiscoverySettings,
+) -> Carried:
+    """A tenant's domains with its new requests read in; found from nothing once, at first.
+
+    Clients' labels count; where they teach enough, requests without one are recognised by them, unless they resemble a domain that was
+    found. What was read before is in the domains already, but for requests that belonged to none: these may form one together with new
+    ones. A domain is forgotten when the window holds none of its requests and no student of `keep` serves it.
+    """
+    from tutelage.routing import domains, recognition, revision
+
+    known = [domains.Domain.from_dict(record) for record in records]
+    given = [row["given_domain"] for row in rows]
+    index, found = domains.DomainIndex(known), {domain.name for domain in known if not domain.given}
+    own = [assignment.domain in found for assignment in index.assign_all(embeddings)]
+    recognised = recognition.complete(embeddings, given, least=settings.min_size, seed=SEED)
+    labels = [label if one or not mine else None for one, label, mine in zip(given, recognised, own, strict=True)]
+    read = [record[READ_UNTIL] for record in records if READ_UNTIL in record]
+    if len(read) == len(records) > 0:
+        until = datetime.fromisoformat(min(read))
+        new = [place for place, row in enumerate(rows) if row["created_at"] > until or row["domain"] is None]
+        some, told = [prompts[place] for place in new], [labels[place] for place in new]
+        revised = revision.revise(known, embeddings[new], some, labels=told, keep=keep, seed=SEED, settings=settings)
+        now, changes = revised.domains, revised.changes
+    else:
+        first = domains.discover(embeddings, prompts, labels=labels, seed=SEED, settings=settings)
+        now, changes = tuple(domains.match(known, first, keep=keep)), ()
+    names, index = {domain.name for domain in now}, domains.DomainIndex(now)
+    likeliest = index.assign_all(embeddings)
+    placed = tuple(
+        one or (label if label in names else nearest.domain) for one, label, nearest in zip(given, labels, likeliest, strict=True)
+    )
+    alive = {*placed, *keep}
+    return Carried(tuple(domain for domain in now if domain.name in alive), placed, changes)
 
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=2)
 async def detect_gaps(cycle: Cycle) -> list[Gap]:
     """Where the teacher is needed often and dearly; kept in the database and shown as a table."""
     settings = load(EvolveSettings, cycle.config_dir)
+    if settings.retrieval is None:
+        able = any(entry.tier != "teacher" and not entry.domains for entry in load(ModelsSettings, cycle.config_dir).models)
+        settings = settings.model_copy(update={"retrieval": able and load(RoutingSettings, cycle.config_dir).recall})
     async with connected(cycle) as pool:
         newest = ledger.newest(await registry.list_versions(pool), cycle.tenant_id)
         rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=settings.window_rows)
         since = {domain: v["created_at"] for domain, v in newest.items()}
         traffic = await ledger.traffic(pool, cycle.tenant_id, rows=settings.window_rows, since=since, recalled=recalled(rows))
         tried = {domain: ledger.tried(v) for domain, v in newest.items()}
-        gaps = measure(traffic, settings, tried=tried, spent_seconds=await ledger.trained_today(pool, cycle.tenant_id))
+        spent = await ledger.trained_today(pool, cycle.tenant_id)
+        gaps = measure(traffic, settings, tried=tried, spent_seconds=spent, asked=cycle.asked)
         await ledger.keep(pool, cycle.id, cycle.tenant_id, gaps)
     table = [{name: getattr(gap, name) for name in SHOWN} for gap in gaps]
     await acreate_table_artifact(key="gaps", table=table, description=f"Gaps of {cycle.tenant_name}: frequency × cost × failure")
@@ -108,6 +169,31 @@ async def learn_estimates(cycle: Cycle) -> int:
     return len(rows)
 
 
+@task(cache_policy=NO_CACHE)
+async def tune(cycle: Cycle) -> int | None:
+    """Move the tenant's threshold and similarity cut-off to where what was recorded says they belong; the new version, if there is one.
+
+    Every version empties the tenant's cache, so only what makes routing stricter, or looser by WORTH_IT, becomes one.
+    """
+    from tutelage.gateway.tenancy import Maker
+    from tutelage.operations import tuned
+
+    routing = load(RoutingSettings, cycle.config_dir)
+    if not routing.tune:
+        return None
+    async with connected(cycle) as pool:
+        tenant, maker = await tenants.find_tenant(pool, cycle.tenant_name), Maker(f"cycle:{cycle.id}")
+        proposals = await tuned(pool, tenant, routing, apply=False, maker=maker)
+        if any(p["new"] > p["old"] or p["old"] - p["new"] >= WORTH_IT for p in proposals):
+            try:
+                proposals = await tuned(pool, tenant, routing, apply=True, maker=maker)
+            except Conflict as moved:
+                tell("tune", moved.message)
+    for proposal in proposals:
+        tell("tune", proposal["reason"])
+    return next((p["applied_as"] for p in proposals if p["applied_as"] is not None), None)
+
+
 async def export(cycle: Cycle, domain: str, target: Path) -> int:
     """Write the domain's interactions, with the teacher's answers, as JSONL; how many of its requests the window holds.
 
@@ -120,11 +206,12 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
         mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
         lines = [(row, line) for row in mine if (line := lesson(row, cycle.tenant_id)) is not None]
         held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
+        earlier = await _earlier(pool, cycle, domain, held)
     names = {canary.key for canary in held}
     keys = [key_of(_prompt(row["messages"])) for row, _ in lines]
     near = blocked(keys, _vectors([row for row, _ in lines]), held, similar=settings.canary_similarity)
     _write(target, [line for (_, line), key, close in zip(lines, keys, near, strict=True) if not close and not drawn(key)])
-    canaries = {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
+    canaries = earlier | {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
     _write(target.with_name("canaries.jsonl"), list(canaries.values()))
     return len(mine)
 
@@ -138,6 +225,15 @@ async def _canaries(pool: Any, cycle: Cycle, domain: str, rows: Sequence[dict[st
     held = rotate(await stored.read(pool, cycle.tenant_id, domain), candidates, size=settings.canaries, quarter=quarter)
     await stored.keep(pool, cycle.tenant_id, domain, held)
     return held
+
+
+async def _earlier(pool: Any, cycle: Cycle, domain: str, held: Sequence[Canary]) -> dict[bytes, dict[str, Any]]:
+    """The canaries' own requests by key, the newest answer to each; the window may have left them behind long ago."""
+    ids = await stored.requests(pool, cycle.tenant_id, domain, held)
+    rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=len(ids) or 1, for_training=True, request_ids=ids)
+    names = {canary.key for canary in held}
+    found = {key_of(_prompt(row["messages"])): lesson(row, cycle.tenant_id) for row in rows}
+    return {key: line for key, line in found.items() if key in names and line is not None}
 
 
 def _vectors(rows: Sequence[dict[str, Any]]) -> Any:
@@ -186,7 +282,18 @@ def _prompt(messages: Sequence[dict[str, Any]]) -> str:
     return "\n".join(str(message.get("content") or "") for message in messages)
 
 
+def _embeddings(cycle: Cycle, rows: Sequence[dict[str, Any]], prompts: Sequence[str]) -> Any:
+    """One for each prompt, shape [rows, dimensions]; computed where neither the gateway nor an earlier cycle has, equal prompts once."""
+    import numpy as np
+
+    fresh = list(dict.fromkeys(prompt for row, prompt in zip(rows, prompts, strict=True) if not row["embedding"]))
+    made = dict(zip(fresh, _embed(cycle, fresh), strict=True)) if fresh else {}
+    return np.stack(
+        [np.frombuffer(row["embedding"], "f4") if row["embedding"] else made[prompt] for row, prompt in zip(rows, prompts, strict=True)]
+    )
+
+
 def _embed(cycle: Cycle, prompts: list[str]) -> Any:
     from tutelage.routing.encoder import Encoder
 
-    return Encoder(cycle.state.models / "encoder", threads=2).encode(prompts)
+    return Encoder(cycle.state.models / "encoder", threads=int(os.environ.get("OMP_NUM_THREADS") or 2)).encode(prompts)

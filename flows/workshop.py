@@ -16,11 +16,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from tutelage.errors import TutelageError
+from tutelage.fleet import processes
 from tutelage.fleet.tiers import TierControl, Wanted
 from tutelage.settings import CHECKOUT, Home, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
 
+STORING = ("training.publish", "bentos.tier.package")
+STORING_SECONDS = 120.0
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
 
 
@@ -32,7 +37,7 @@ class StageFailed(TutelageError):
 
 @dataclass(frozen=True)
 class Cycle:
-    """One run of the loop for one tenant."""
+    """One run of the loop for one tenant. `asked`: domains that a person wants a student for; without any, the gap rule chooses."""
 
     id: str
     tenant_id: str
@@ -40,6 +45,7 @@ class Cycle:
     home: Path
     config_dir: Path
     database_url: str
+    asked: tuple[str, ...] = ()
 
     @property
     def state(self) -> Home:
@@ -107,6 +113,7 @@ async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: 
         start_new_session=True,
         limit=1 << 20,
     )
+    processes.note(cycle.state, stage_process(cycle.id), process.pid, [sys.executable, *arguments])
     try:
         lines = [line async for line in _lines(process, stage, student)]
         if await process.wait():
@@ -117,6 +124,22 @@ async def run_stage(cycle: Cycle, stage: str, arguments: Sequence[str], *, cwd: 
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
             await process.wait()
+        processes.forget(cycle.state, stage_process(cycle.id))
+
+
+def stage_process(cycle_id: str) -> str:
+    """The name under which this home knows the stage that a cycle is at."""
+    return f"stage-{cycle_id}"
+
+
+def end_stage(home: Home, cycle_id: str) -> None:
+    """End the stage that a killed cycle was at. One that writes into MLflow's or BentoML's store is given time to end by itself: cut off in
+    the middle, the store might not open again."""
+    running = processes.find(home, stage_process(cycle_id))
+    if running is not None and any(name in running.cmdline() for name in STORING):
+        with suppress(psutil.TimeoutExpired):
+            running.wait(STORING_SECONDS)
+    processes.stop(home, stage_process(cycle_id))
 
 
 async def _lines(process: asyncio.subprocess.Process, stage: str, student: str | None) -> AsyncIterator[str]:

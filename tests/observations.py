@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
+from datetime import UTC, datetime
 
+from tutelage.demo import quarters
 from tutelage.demo.outcome import (
     Answered,
     CurvePoint,
@@ -16,6 +19,7 @@ from tutelage.demo.outcome import (
     Teacher,
     Trained,
 )
+from tutelage.demo.quarters import DayOutcome
 from tutelage.records import Tier
 
 # task: (how often the student is right, its majority baseline, decision)
@@ -65,6 +69,19 @@ def run(**changes: object) -> Run:
         ),
     }
     return Run(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def day() -> DayOutcome:
+    """Two quarters: the teacher and the cache alone, then the students of `trained` too."""
+    answers = answered()
+    alone, served = ([replace(a, seconds=s) for a in answers if a.phase == phase] for phase, s in (("before", 0.5), ("after", 0.2)))
+    first = [replace(a, phase="after", cached=n % 4 == 0, cost_usd=0.0 if n % 4 == 0 else a.cost_usd) for n, a in enumerate(alone)]
+    seen = [quarters.Observed(tuple(some), tuple(alone), 100, checks) for some, checks in ((first, 0.0), (served, 0.002))]
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    taught = tuple(quarters.Taught(t, 1, "refuse" if t.decision == "refused" else "promote", t.reason, moment) for t in trained())
+    cycle = quarters.Cycle(1, 300.0, {"finetune": 200.0, "evaluate": 90.0}, taught)
+    decided = quarters.Decided(2, "aiw", "advance", "demo-aiw", 1, "from 0 % to 1 %")
+    return quarters.day(seen, [cycle], [decided], at_once=2, alone_at_once=16, teacher_seconds=0.5, teacher_error_rate=0.05)
 
 
 def _after(task: str, ability: float, decision: Decision, rng: random.Random) -> Answered:

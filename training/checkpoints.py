@@ -14,7 +14,7 @@ from typing import Any
 
 from training.measure import Measure
 
-FILE = "state.pt"
+FILE = "state.safetensors"
 
 
 @dataclass
@@ -47,37 +47,50 @@ class Checkpoint:
 
     def write(self, progress: Progress, weights: list[Any], best_weights: list[Any] | None, optimizer: Any, schedule: Any) -> None:
         """Replace what was there before."""
-        import torch
+        from safetensors.torch import save_file
 
         self._folder.mkdir(parents=True, exist_ok=True)
         partial = self._folder / f"{FILE}.partial"
-        state = {
+        moments = optimizer.state_dict()
+        tensors = {f"weights.{place}": weight.detach() for place, weight in enumerate(weights)}
+        tensors |= {f"best.{place}": weight for place, weight in enumerate(best_weights or ())}
+        tensors |= {f"optimizer.{place}.{name}": value for place, held in moments["state"].items() for name, value in held.items()}
+        told = {
             "identity": self._identity,
             "progress": asdict(progress),
-            "weights": [weight.detach() for weight in weights],
-            "best_weights": best_weights,
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
+            "groups": moments["param_groups"],
+            "schedule": {name: value for name, value in schedule.state_dict().items() if name != "lr_lambdas"},  # made anew at a start
         }
-        torch.save(state, partial)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata={"state": json.dumps(told)})
         partial.replace(self._folder / FILE)
 
     def restore(self, weights: list[Any], optimizer: Any, schedule: Any) -> tuple[Progress, list[Any] | None]:
         """Put everything back and return the progress and the best weights; a fresh start when there is nothing of this training."""
         import torch
+        from safetensors import safe_open
 
         file = self._folder / FILE
-        state = torch.load(file, map_location="cpu", weights_only=True) if file.is_file() else {}
-        if state.get("identity") != self._identity:
+        if not file.is_file():
             return Progress(), None
+        with safe_open(file, framework="pt") as opened:
+            told = json.loads((opened.metadata() or {}).get("state", "{}"))
+            if told.get("identity") != self._identity:
+                return Progress(), None
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
         with torch.no_grad():
-            for weight, saved in zip(weights, state["weights"], strict=True):
-                weight.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        known = state["progress"]
+            for place, weight in enumerate(weights):
+                weight.copy_(tensors[f"weights.{place}"])
+        moments: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            kind, place, *rest = name.split(".", 2)
+            if kind == "optimizer":
+                moments.setdefault(int(place), {})[rest[0]] = tensor
+        optimizer.load_state_dict({"state": moments, "param_groups": told["groups"]})
+        schedule.load_state_dict({**schedule.state_dict(), **told["schedule"]})
+        known = told["progress"]
         measures = {name: Measure(**known[name]) if known[name] else None for name in ("untrained", "final", "best")}
-        return Progress(**known | measures), state["best_weights"]
+        best = [tensors[f"best.{place}"] for place in range(len(weights))] if "best.0" in tensors else None
+        return Progress(**known | measures), best
 
     def remove(self) -> None:
         """The training is done and saved."""

@@ -27,18 +27,11 @@ from tutelage.scoring import matches
 from tutelage.settings import Home, Strict
 from tutelage.verifiers import VerifierSettings, verifier
 
-STRATEGIES: dict[str, frozenset[str]] = {
-    "response": frozenset(),
-    "soft-targets": frozenset({"targets"}),
-    "reasoning": frozenset({"rationale"}),
-    "metric-aware": frozenset({"weight", "rejected"}),
-    "multi-aspect": frozenset({"targets", "rationale", "weight", "rejected"}),
-}
 REPLIES = "asked.jsonl"
 
 
 class DistillSettings(Strict):
-    """`strategy`: what is added to the teacher's words (`STRATEGIES`).
+    """`strategy`: what is added to the teacher's words (`examples.ASPECTS`).
 
     `dimensions`: how much each score of a row counts in its weight ("verifier" is measured here by `verifier`; the others are in its
     metadata); `min_weight`: the least share of the mean weight that a row can have. `max_preferences`: rows that get a worse answer, the
@@ -86,7 +79,7 @@ def distill(data: Path, out: Path, *, config: DistillSettings, base_dir: Path | 
         EngineFailed: the teacher's endpoint answers nothing.
     """
     rows = examples.read(data)
-    wanted = STRATEGIES[config.strategy]
+    wanted = examples.ASPECTS[config.strategy]
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = _vocabulary(base_dir) if "targets" in wanted and config.teacher.source != "none" else None
     told = _told(rows, config, vocabulary, kept=out / REPLIES)
@@ -152,7 +145,7 @@ def negatives(row: Example) -> list[Negative]:
 
 def _told(rows: Sequence[Example], config: DistillSettings, vocabulary: Vocabulary | None, *, kept: Path) -> list[Told]:
     """What the rows themselves hold, completed by the teacher."""
-    wanted = STRATEGIES[config.strategy]
+    wanted = examples.ASPECTS[config.strategy]
     own = [row.metadata.get("rationale") for row in rows]
     asks = vocabulary is not None or ("rationale" in wanted and not all(own))
     nobody = Told(why_not="no_teacher", why_no_rationale="no_teacher")
@@ -187,7 +180,7 @@ def _vocabulary(base_dir: Path | None) -> Vocabulary:
 
 def _row(row: Example, told: Told, weight: float, rejected: str | None, *, config: DistillSettings) -> dict[str, Any]:
     """The line to learn from: the example and what the strategy adds to it."""
-    wanted = STRATEGIES[config.strategy]
+    wanted = examples.ASPECTS[config.strategy]
     line = row.row()
     if "targets" in wanted and told.targets is not None:
         line["targets"] = told.targets
@@ -202,7 +195,7 @@ def _row(row: Example, told: Told, weight: float, rejected: str | None, *, confi
 
 def _report(lines: Sequence[Mapping[str, Any]], told: Sequence[Told], weights: Sequence[float], config: DistillSettings) -> dict[str, Any]:
     """How many rows carry each aspect the strategy wants, and why the others do not."""
-    wanted = sorted(STRATEGIES[config.strategy])
+    wanted = sorted(examples.ASPECTS[config.strategy])
     without = [t for t, line in zip(told, lines, strict=True) if "targets" not in line]
     carried = {name: sum(name in line for line in lines) for name in wanted}
     report: dict[str, Any] = {"strategy": config.strategy, "rows": len(lines), "carried": carried}

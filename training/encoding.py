@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from inference import prompts
-from training import targets
+from training import examples, targets
 from training.examples import Example
 from training.packing import Sample
 from training.recipe import FinetuneSettings, TrainingFailed
@@ -18,14 +18,6 @@ from training.recipe import FinetuneSettings, TrainingFailed
 # Asked of the student in training only, beside the question itself: it learns the reasons without having to write them when it serves
 # (Hsieh et al. 2023, "Distilling step-by-step", arXiv 2305.02301).
 RATIONALE_REQUEST = "\n\nExplain the reasoning."
-# What each strategy takes from a row beside its answer.
-ASPECTS = {
-    "response": frozenset[str](),
-    "soft-targets": frozenset({"targets"}),
-    "reasoning": frozenset({"rationale"}),
-    "metric-aware": frozenset({"weight", "rejected"}),
-    "multi-aspect": frozenset({"targets", "rationale", "weight", "rejected"}),
-}
 
 
 def encode(rows: Sequence[Example], tokenizer: Any, config: FinetuneSettings) -> list[Sample]:
@@ -50,8 +42,8 @@ def encode_answers(rows: Sequence[Example], tokenizer: Any, config: FinetuneSett
 
 def unused(rows: Sequence[Example], config: FinetuneSettings) -> dict[str, int]:
     """How many rows carry something the strategy leaves aside, by name: it is said, so that nobody believes it was learnt."""
-    carried = {name: sum(getattr(row, name) not in (None, 1.0) for row in rows) for name in sorted(ASPECTS["multi-aspect"])}
-    return {name: count for name, count in carried.items() if count and name not in ASPECTS[config.strategy]}
+    carried = {name: sum(getattr(row, name) not in (None, 1.0) for row in rows) for name in sorted(examples.ASPECTS["multi-aspect"])}
+    return {name: count for name, count in carried.items() if count and name not in examples.ASPECTS[config.strategy]}
 
 
 def check_masks(samples: Sequence[Sample], *, stop_id: int) -> None:
@@ -70,7 +62,7 @@ def check_masks(samples: Sequence[Sample], *, stop_id: int) -> None:
 
 def _samples(row: Example, tokenizer: Any, config: FinetuneSettings) -> list[Sample]:
     """The row's question and answer, and beside it the question why, if reasons are to be learnt."""
-    taken = ASPECTS[config.strategy]
+    taken = examples.ASPECTS[config.strategy]
     completion = tuple(prompts.completion_ids(tokenizer, row.answer))
     sample = Sample(tuple(prompts.render(tokenizer, row.prompt)), completion)
     if "weight" in taken:

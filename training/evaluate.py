@@ -23,6 +23,7 @@ from training import baselines, examples, settings
 from training.examples import Example
 from training.finetune import MANIFEST
 from tutelage.errors import AdapterRejected, TrafficUnreadable
+from tutelage.evolution.canaries import key_of
 from tutelage.routing import confidence
 from tutelage.scoring import Rate, majority, wilson
 from tutelage.settings import Home, Strict
@@ -154,7 +155,11 @@ def evaluate(
     unseen = ask(kept_apart, student=STUDENT if adapter else None)
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
-        "canaries": {"n": len(unseen), "correct": sum(a.correct for a in unseen)},
+        "canaries": {
+            "n": len(unseen),
+            "correct": sum(a.correct for a in unseen),
+            "right": {key_of(a.example.text).hex(): a.correct for a in unseen},
+        },
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),
@@ -236,7 +241,8 @@ def _baselines(
     verify, neighbours = verifier(config.verifier), baselines.Neighbours.of(learned)
     looked_up = zip(items, baselines.copied(items, neighbours), strict=True)
     found["retrieval"] = _rate(wilson(sum(verify(text, item.label, item.metadata).right for item, text in looked_up), len(items)))
-    shown = baselines.in_context(items[: config.in_context_items], neighbours, config.in_context_examples, fits)
+    asked = items[: config.in_context_items]
+    shown = baselines.in_context(asked, neighbours, config.in_context_examples, fits) if asked else []
     found["in_context"] = _share(ask(shown, student=None)) if shown else None
     return found
 

@@ -16,6 +16,14 @@ from typing import Any
 
 from tutelage.errors import TrafficUnreadable
 
+# What each strategy takes from a row beside its answer.
+ASPECTS = {
+    "response": frozenset[str](),
+    "soft-targets": frozenset({"targets"}),
+    "reasoning": frozenset({"rationale"}),
+    "metric-aware": frozenset({"weight", "rejected"}),
+    "multi-aspect": frozenset({"targets", "rationale", "weight", "rejected"}),
+}
 EXPECTED = 'expected {"prompt": text, "label": text} or {"messages": [{"role", "content"}, …, {"role": "assistant", "content"}]}'
 
 

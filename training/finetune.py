@@ -237,13 +237,13 @@ def _samples(
     rows: Sequence[Example], data: Path, tokenizer: Any, config: FinetuneSettings, say: Callable[[str], None], *, taught: bool
 ) -> list[Sample]:
     """The rows as samples, saying what of them is not learnt; `taught`: a local teacher is going to be asked about each."""
-    if any(row.targets is not None for row in rows) and "targets" in encoding.ASPECTS[config.strategy]:
+    if any(row.targets is not None for row in rows) and "targets" in examples.ASPECTS[config.strategy]:
         targets.check_origin(data, tokenizer)
     for name, count in encoding.unused(rows, config).items():
         say(f"finetune: {count} rows carry {name}, which the strategy {config.strategy} does not use")
     samples = encoding.encode(rows, tokenizer, config)
     plain = sum(row.targets is None for row in rows)
-    if "targets" in encoding.ASPECTS[config.strategy] and plain and not taught:
+    if "targets" in examples.ASPECTS[config.strategy] and plain and not taught:
         say(f"finetune: {plain} of {len(rows)} rows have no soft targets and train on their text")
     return samples
 

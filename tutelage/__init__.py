@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tutelage.api import APIGateway, DistributedOrchestrator, MultiTenantManager, Request, Response
     from tutelage.distillation import DistillationConfig, KnowledgeDistillation
+    from tutelage.self_evolution import SelfEvolutionEngine
 
 __version__ = "0.1.0"
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "MultiTenantManager",
     "Request",
     "Response",
+    "SelfEvolutionEngine",
 ]
 
 
@@ -24,6 +26,7 @@ def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first asked for: the command line must not pay for the gateway."""
     if name not in __all__:
         raise AttributeError(f"module 'tutelage' has no attribute {name!r}")
-    from tutelage import api, distillation
+    from importlib import import_module
 
-    return getattr(distillation if hasattr(distillation, name) else api, name)
+    where = {"DistillationConfig": "distillation", "KnowledgeDistillation": "distillation", "SelfEvolutionEngine": "self_evolution"}
+    return getattr(import_module(f"tutelage.{where.get(name, 'api')}"), name)

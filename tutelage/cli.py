@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from tutelage import __version__
-from tutelage.errors import InvalidRequest, TutelageError
+from tutelage.errors import CycleRunning, InvalidRequest, TutelageError
 from tutelage.records import Strategy
 from tutelage.settings import Home
 
@@ -48,6 +48,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--report", type=Path, default=None, metavar="FILE", help="write the report as JSON here, and as HTML beside it")
     demo.add_argument("--seed", type=int, default=7)
     demo.add_argument("--per-domain", type=int, default=None, metavar="N", help="requests of each domain before the cycle")
+    demo.add_argument(
+        "--day", action="store_true", help="a day of drifting traffic with cycles between its quarters, against the teacher alone"
+    )
+    demo.add_argument("--per-quarter", type=int, default=None, metavar="N", help="requests of each quarter of the day")
+    demo.add_argument("--config", type=Path, default=None, metavar="DIR", help="configuration to start from (default: configs)")
 
     serve = _command(commands, "serve", _serve, "gateway, local tier, PostgreSQL and Valkey on this machine")
     serve.add_argument("--config", metavar="DIR", help="configuration folder (default: TUTELAGE_CONFIG, this home's config, or configs)")
@@ -60,7 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     evolve = _command(commands, "evolve", _evolve, "run an evolution cycle now")
     evolve.add_argument("--once", action="store_true", help="one cycle (the default)")
     evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
-    evolve.add_argument("--take-over", action="store_true", help="first give up cycles that a crash left running")
     evolve.add_argument("--config", metavar="DIR")
     cache = _command(commands, "cache-eval", _cache_eval, "the semantic cache's verifier on labelled data, beside a bare cosine")
     cache.add_argument(
@@ -90,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     _listing(commands, "status", "tiers, students, gaps and spend", "status")
     _listing(commands, "students", "every version of every student", "students")
     _listing(commands, "promotions", "the promotion ledger", "promotions")
-    _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
+    gaps = _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
+    gap_actions = gaps.add_subparsers(metavar="ACTION")
+    spawn = _command(gap_actions, "spawn", _spawn, "train a student for a proposed gap now (evolve.yaml: auto_spawn_students)")
+    spawn.add_argument("domain", nargs="+", metavar="DOMAIN")
+    spawn.add_argument("--tenant", metavar="NAME", required=True)
+    spawn.add_argument("--config", metavar="DIR")
     lineage = _listing(commands, "lineage", "from an answer to the requests it was learned from", "lineage")
     lineage.add_argument("request_id", metavar="REQUEST_ID")
     usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
@@ -161,6 +170,7 @@ def _tenants(commands: Any) -> None:
             )
             action.add_argument("--strategy", choices=get_args(Strategy), help="how its requests are answered")
             action.add_argument("--max-cost-usd", metavar="X", help="what one answer may cost at most; none: whatever it costs")
+            action.add_argument("--min-confidence", metavar="X", help="least quality that its answers are promised; none: none is stated")
             action.add_argument("--training", choices=("on", "off"), help="whether students may learn from its traffic")
             action.add_argument("--retention-days", metavar="N", help="erase them after so many days; none: keep them")
         action.add_argument("--json", action="store_true")
@@ -251,19 +261,23 @@ def _serve(arguments: argparse.Namespace) -> None:
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
     config = home.config_dir(arguments.config)
-    local = Local(home, config_dir=config, host=arguments.host, port=arguments.port, workers=arguments.workers, say=_say)
+    local = Local(home, config_dir=config, host=arguments.host, port=arguments.port, workers=arguments.workers, say=_say, unattended=True)
     with local:
         _say(f"serving {local.url}/v1 with {config}; state in {home.root}; stop with Ctrl-C")
         local.watch()
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    from tutelage.demo.day import demo_day
     from tutelage.demo.run import demo
     from tutelage.fleet import processes
 
     processes.on_terminate_raise()
     home = Home.from_environment(arguments.home)
-    return demo(home, traffic=arguments.traffic, report=arguments.report, seed=arguments.seed, per_domain=arguments.per_domain)
+    given = {"traffic": arguments.traffic, "report": arguments.report, "seed": arguments.seed, "config": arguments.config}
+    if arguments.day:
+        return demo_day(home, per_quarter=arguments.per_quarter, **given)
+    return demo(home, per_domain=arguments.per_domain, **given)
 
 
 def _replay(arguments: argparse.Namespace) -> None:
@@ -299,21 +313,35 @@ def _stop(arguments: argparse.Namespace) -> None:
 def _ui(arguments: argparse.Namespace) -> None:
     from tutelage.fleet.consoles import start
 
-    for name, url in start(Home.from_environment(arguments.home)).items():
+    home = Home.from_environment(arguments.home)
+    for name, url in start(home, config_dir=home.config_dir()).items():
         print(f"{name:8} {url}")
 
 
 def _evolve(arguments: argparse.Namespace) -> int:
+    home = Home.from_environment(arguments.home)
+    return _cycle(home, home.config_dir(arguments.config), ["--tenant", arguments.tenant] if arguments.tenant else [])
+
+
+def _spawn(arguments: argparse.Namespace) -> int:
+    from tutelage import operations
+
+    home = Home.from_environment(arguments.home)
+    operations.run(home, "check_proposed", arguments)
+    return _cycle(home, home.config_dir(arguments.config), ["--tenant", arguments.tenant, "--spawn", *arguments.domain])
+
+
+def _cycle(home: Home, config: Path, options: Sequence[str]) -> int:
+    """A cycle by hand, to its end."""
     from tutelage.fleet import consoles, processes
 
+    if processes.find(home, "evolve"):
+        raise CycleRunning("a cycle that was begun by hand is running; wait for it to end")
     processes.on_terminate_raise()
-    home = Home.from_environment(arguments.home)
     # a Prefect server that `tutelage ui` started sees the run as it goes; without one, Prefect starts its own for the run
     prefect = consoles.running(home, "prefect")
     environment = {"PREFECT_API_URL": f"{prefect}/api"} if prefect else {}
-    command = processes.python("-m", "flows.evolve", "--config", str(home.config_dir(arguments.config)))
-    command += ["--tenant", arguments.tenant] if arguments.tenant else []
-    command += ["--take-over"] if arguments.take_over else []
+    command = processes.python("-m", "flows.evolve", "--config", str(config), *options)
     return processes.run_attached(home, "evolve", command, environment=environment)
 
 

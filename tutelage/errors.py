@@ -98,6 +98,18 @@ class PlanLimitReached(Conflict):
     code = "plan_limit_reached"
 
 
+class CycleRunning(Conflict):
+    """Another process runs an evolution cycle of this tenant."""
+
+    code = "cycle_running"
+
+
+class CycleFailed(TutelageError):
+    """An evolution cycle ended with an error; the message carries its last lines."""
+
+    code = "cycle_failed"
+
+
 class IdempotencyConflict(InvalidRequest):
     """A request with the same Idempotency-Key is being answered now."""
 

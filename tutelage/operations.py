@@ -21,9 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from tutelage import erasure, lineage
+from tutelage import erasure, gaps, lineage
 from tutelage.errors import AuditBroken, InvalidRequest
-from tutelage.evolution.gaps import EvolveSettings, measure
+from tutelage.evolution.gaps import EvolveSettings
 from tutelage.fleet import engines, processes
 from tutelage.gateway import limits, tenancy
 from tutelage.gateway.limits import Agreement, Limits
@@ -34,7 +34,7 @@ from tutelage.records import Key, Tenant
 from tutelage.routing import tuning
 from tutelage.routing.judge import unbiased
 from tutelage.settings import Home, RoutingSettings, load
-from tutelage.stores import audit, bodies, gaps, interactions, outcomes, policies, registry, tenants, usage
+from tutelage.stores import audit, bodies, interactions, outcomes, policies, registry, tenants, usage
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.heads import HeadsExporter, HeadsFile
 
@@ -42,10 +42,6 @@ Result = list[dict[str, Any]] | dict[str, Any]
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MOST_LESSONS = 1_000_000
 MOST_TIME = timedelta(days=36_500)
-GAP = (
-    "domain", "requests", "per_day", "failure_rate", "failure_95", "escalation_rate", "escalation_95", "cost_microusd",
-    "cost_per_day_microusd", "learnability", "kind", "training_seconds", "priority", "decision", "reason",
-)  # fmt: skip
 MOST_LOGGED = 20_000  # newest requests that a change is decided on
 BY_ITSELF = Maker(tenants.SYSTEM)
 
@@ -110,6 +106,8 @@ async def change_tenant(pool: Pool, _home: Home, arguments: argparse.Namespace) 
         changes["semantic_error_budget"] = _share(arguments.semantic_error_budget)
     if getattr(arguments, "max_cost_usd", None) is not None:
         changes["max_cost_microusd"] = _microusd(arguments.max_cost_usd)
+    if getattr(arguments, "min_confidence", None) is not None:
+        changes["min_confidence"] = _least(arguments.min_confidence)
     changed = await tenancy.change_tenant(pool, tenant, changes, maker=by_hand())
     in_force = {**limits.agreed(changed.tier, changed.limits).model_dump(), **limits.holdings(changed.tier, changed.limits).model_dump()}
     return {**asdict(changed), "limits": in_force}
@@ -167,6 +165,15 @@ def _microusd(text: str) -> int | None:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text) or not float(text):
         raise InvalidRequest(f"--max-cost-usd {text!r}: US dollars are expected, such as 0.005, or none")
     return round(float(text) * 1e6)
+
+
+def _least(text: str) -> float | None:
+    """The least quality that answers are promised; None: none is stated. Raises InvalidRequest."""
+    if text == "none":
+        return None
+    if not re.fullmatch(r"(0(\.\d{1,6})?|1(\.0{1,6})?)", text) or not float(text):
+        raise InvalidRequest(f"--min-confidence {text!r}: a number above 0 and at most 1 is expected, such as 0.9, or none")
+    return float(text)
 
 
 async def list_policies(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
@@ -279,7 +286,7 @@ async def list_keys(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> 
 
 
 async def list_students(pool: Pool, _home: Home, _arguments: argparse.Namespace) -> Result:
-    shown = ("tenant_id", "domain", "student", "version", "status", "awaits", "digest", "mlflow_version", "bento", "reason")
+    shown = ("tenant_id", "domain", "student", "version", "status", "awaits", "digest", "mlflow_version", "bento", "teachers", "reason")
     return [{name: row[name] for name in shown} for row in await registry.list_versions(pool)]
 
 
@@ -287,21 +294,22 @@ async def list_promotions(pool: Pool, _home: Home, _arguments: argparse.Namespac
     return await registry.list_promotions(pool)
 
 
-async def list_gaps(pool: Pool, home: Home, _arguments: argparse.Namespace) -> Result:
+async def list_gaps(pool: Pool, home: Home, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """What the traffic shows just now, by what a second of training is expected to save; a cycle decides by the same rule."""
-    settings, versions = load(EvolveSettings, home.config_dir()), await registry.list_versions(pool)
-    found: list[dict[str, Any]] = []
-    for tenant in await tenants.list_tenants(pool):
-        newest = gaps.newest(versions, tenant.id)
-        since = {domain: version["created_at"] for domain, version in newest.items()}
-        recalled = await gaps.last_recalled(pool, tenant.id)
-        traffic = await gaps.traffic(pool, tenant.id, rows=settings.window_rows, since=since, recalled=recalled)
-        tried = {domain: gaps.tried(version) for domain, version in newest.items()}
-        spent = await gaps.trained_today(pool, tenant.id)
-        for gap in measure(traffic, settings, tried=tried, spent_seconds=spent):
-            told = gap.to_dict()
-            found.append({"tenant_id": tenant.id, **{name: told[name] for name in GAP}})
-    return found
+    settings = load(EvolveSettings, home.config_dir(getattr(arguments, "config", None)))
+    return await gaps.now(pool, settings, [tenant.id for tenant in await tenants.list_tenants(pool)])
+
+
+async def check_proposed(pool: Pool, home: Home, arguments: argparse.Namespace) -> Result:
+    """The named gaps of a tenant. Raises InvalidRequest where one is unknown or not worth a student, telling why."""
+    tenant = await tenants.find_tenant(pool, arguments.tenant)
+    known = {row["domain"]: row for row in await list_gaps(pool, home, arguments) if row["tenant_id"] == tenant.id and row["domain"]}
+    for domain in arguments.domain:
+        if domain not in known:
+            raise InvalidRequest(f"{tenant.name} has no domain {domain!r}; it has: {', '.join(known) or 'none yet'}")
+        if known[domain]["decision"] not in ("propose", "train"):
+            raise InvalidRequest(f"{domain} is not worth a student now: {known[domain]['reason']}")
+    return [known[domain] for domain in arguments.domain]
 
 
 async def write_lessons(pool: Pool, _home: Home, arguments: argparse.Namespace) -> Result:
@@ -428,6 +436,7 @@ OPERATIONS: dict[str, Callable[[Pool, Home, argparse.Namespace], Awaitable[Resul
     "students": list_students,
     "promotions": list_promotions,
     "gaps": list_gaps,
+    "check_proposed": check_proposed,
     "lessons": write_lessons,
     "usage": list_usage,
     "status": status,

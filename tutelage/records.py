@@ -29,6 +29,7 @@ class Tenant:
     semantic_error_budget: float | None = None  # share of answers given to paraphrases that may be wrong; 0: none are; None: gateway.yaml's
     strategy: Strategy = "quality"  # how its requests are answered (routing/strategies.py), unless one asks otherwise
     max_cost_microusd: int | None = None  # what one answer may cost at most
+    min_confidence: float | None = None  # the least quality that its answers are promised; None: as its policy or routing.yaml says
     training: Literal["on", "off"] = "on"  # whether students may learn from its traffic
     erasures: int = 0  # how often bodies were erased: no answer from before may be given again
 

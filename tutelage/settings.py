@@ -50,7 +50,8 @@ class Price(Strict):
 
 
 class ModelEntry(Strict):
-    """One model behind the gateway. `recorded` answers from a JSONL of prompt and answer, for demos and backtests only."""
+    """One model behind the gateway. `recorded` answers from a JSONL of prompt and answer after `delay_seconds`, for demos and backtests
+    only."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")
     tier: Literal["student", "ta", "teacher"] = "teacher"
@@ -59,6 +60,7 @@ class ModelEntry(Strict):
     model: str | None = None
     api_key_env: str | None = None
     path: str | None = None
+    delay_seconds: float = Field(default=0.0, ge=0)
     price: Price | None = None
     domains: tuple[str, ...] = ()
     fallbacks: tuple[str, ...] = ()  # other models, asked in this order when it cannot answer
@@ -76,6 +78,8 @@ class ModelEntry(Strict):
     def _where(self) -> ModelEntry:
         if self.kind == "recorded" and not self.path:
             raise ValueError(f"model {self.name!r} is `recorded` and needs `path`: a JSONL file of prompt and answer")
+        if self.kind != "recorded" and self.delay_seconds:
+            raise ValueError(f"model {self.name!r} is `{self.kind}` and takes the time it takes; only `recorded` has delay_seconds")
         if self.kind != "recorded" and not self.base_url:
             raise ValueError(f"model {self.name!r} is `{self.kind}` and needs `base_url`, such as https://api.openai.com/v1")
         return self
@@ -156,13 +160,26 @@ class JudgeSettings(Strict):
         return self
 
 
+class VerifierSettings(Strict):
+    """`kind` of comparison. `tolerance`: relative error allowed of a number. `code_seconds`, `code_megabytes`: limits of a code test."""
+
+    kind: Literal["exact", "normalised", "numeric", "json_schema", "reasoning_gym", "code"] = "normalised"
+    tolerance: float = Field(default=1e-6, ge=0)
+    code_seconds: float = Field(default=5.0, gt=0)
+    code_megabytes: int = Field(default=512, ge=32)
+
+
 class RoutingSettings(Strict):
     """`threshold`: calibrated probability of being right from which a student's answer is served; `similarity`: to what is known, from
-    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars."""
+    which `direct` trusts estimates. Shares are of requests; costs are micro-dollars. `tune`: whether cycles
+    move both within `promised_loss`, the loss against the teacher alone. `recall`: whether models cheaper than the teacher
+    answer requests of domains of knowledge with earlier answers in context: the nearest, from `recall_similarity` on, of the newest
+    `recall_answers`, read again every `recall_seconds`. `verifiers`: by domain, where a program tells whether an answer is right."""
 
     threshold: float = Field(default=0.85, gt=0, le=1)
     similarity: float = Field(default=0.6, ge=0, le=1)
-    promised_loss: float = Field(default=0.05, gt=0, lt=1)
+    promised_loss: float = Field(default=0.03, gt=0, lt=1)
+    tune: bool = True
     max_student_tokens: int = Field(default=64, gt=0)
     explore: float = Field(default=0.03, ge=0, le=0.05)
     explore_floor: float = Field(default=0.7, gt=0, le=1)
@@ -173,7 +190,12 @@ class RoutingSettings(Strict):
     answer_tokens: int = Field(default=256, ge=1)
     student_microusd: int = Field(default=25, ge=0)
     outcome_window: int = Field(default=400, ge=20)
+    recall: bool = True
+    recall_similarity: float = Field(default=0.6, ge=0, le=1)
+    recall_answers: int = Field(default=2_000, ge=1)
+    recall_seconds: float = Field(default=30.0, gt=0)
     judge: JudgeSettings | None = None
+    verifiers: dict[str, VerifierSettings] = Field(default_factory=dict)
 
 
 class TierSettings(Strict):

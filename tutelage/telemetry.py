@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
+    from prometheus_client.metrics_core import Metric
 
     from tutelage.records import Interaction
 
@@ -51,6 +52,7 @@ class Metrics:
         self.faulty = self._gauge("tutelage_configuration_faulty", "Workers whose configuration files cannot be used as they are")
         self.breakers = self._gauge("tutelage_model_breaker_open", "Workers that do not call this model just now", "model")
 
+        self.summaries: list[Callable[[Sequence[Metric]], Iterable[Metric]]] = []
         self._children: dict[tuple[str, str, str], tuple[Counter, Histogram, Counter]] = {}  # looking labels up costs more than counting
 
     def _gauge(self, name: str, told: str, *labels: str) -> Gauge:
@@ -68,13 +70,23 @@ class Metrics:
 
     def render(self) -> bytes:
         """The text exposition format."""
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything that was counted, then what `summaries` make of it."""
+        families = self._counted()
+        yield from families
+        for summary in self.summaries:
+            yield from summary(families)
+
+    def _counted(self) -> list[Metric]:
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self._registry)
+            return list(self._registry.collect())
         from prometheus_client.multiprocess import MultiProcessCollector
 
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        return list(MultiProcessCollector(CollectorRegistry()).collect())  # type: ignore[no-untyped-call]
 
 
 class Spans:

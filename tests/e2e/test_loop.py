@@ -115,7 +115,7 @@ def system(tmp_path_factory: pytest.TempPathFactory, encoder: Path, traffic: lis
 
 OVERRIDES = {
     "finetune": {"budget_tokens": 60_000, "probe_tokens": 12_000, "learning_rate": 0.01, "max_epochs": 12},
-    "evolve": {"min_requests": 80},
+    "evolve": {"min_requests": 80, "evolution_interval": None, "schedule_hours": None},  # the test begins each cycle itself
     "routing": {"explore": 0.0, "shadow": 0.0},  # nothing is left to chance
 }
 

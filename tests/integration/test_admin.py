@@ -149,7 +149,7 @@ def expected(key: Key | None, action: Any, of: str | None, good: int) -> int:
 async def test_every_route_answers_everybody_as_the_rule_says(running: Running) -> None:
     told = (await running.http.get("/openapi.json")).json()["paths"]
     routes = [(method, path, one) for path, methods in told.items() if path.startswith("/admin") for method, one in methods.items()]
-    assert len(routes) == 23
+    assert len(routes) == 24
     actions = {one["x-tutelage-action"] for _, _, one in routes}
     assert actions == set(roles.ACTIONS) - {"tenants.plan"}, "every action has a route; that of a plan is told by a field"
     wrong = []
@@ -182,7 +182,7 @@ async def walk(running: Running, method: str, path: str, one: dict[str, Any], wh
 
 
 async def test_another_tenants_reports_look_as_if_nobody_were_there(running: Running) -> None:
-    for path in ("/usage", "/billing", "/audit", "/audit/verify", "/audit/heads"):
+    for path in ("/usage", "/gaps", "/billing", "/audit", "/audit/verify", "/audit/heads"):
         for named in ("ten_b", "bolt", "nobody"):
             response = await running.call("acme admin", "GET", path, params={"tenant": named})
             assert (response.status_code, response.json()["error"]["message"]) == (404, f"no tenant {named!r}")
@@ -192,11 +192,32 @@ async def test_another_tenants_reports_look_as_if_nobody_were_there(running: Run
 
 async def test_a_tenants_listings_hold_nothing_of_another(running: Running) -> None:
     await record(running.pool, interaction(), interaction(tenant_id="ten_b", domain="secret plans", model="bolts own"))
-    for path in ("/tenants", "/tenants/acme/keys", "/usage", "/billing?month=2026-06", "/audit", "/audit/heads", "/usage?format=csv"):
+    for path in (
+        "/tenants",
+        "/tenants/acme/keys",
+        "/usage",
+        "/gaps",
+        "/billing?month=2026-06",
+        "/audit",
+        "/audit/heads",
+        "/usage?format=csv",
+    ):
         response = await running.call("acme admin", "GET", path)
         assert response.status_code == 200
         for foreign in ("ten_b", "bolt", "secret plans"):
             assert foreign not in response.text
+
+
+async def test_a_gap_is_there_with_the_answer_that_reveals_it(running: Running) -> None:
+    now = datetime.now(UTC)
+    await record(running.pool, *(interaction(created_at=now, messages=[{"role": "user", "content": f"{n}"}]) for n in range(99)))
+    before = (await running.call("acme viewer", "GET", "/gaps")).json()["data"]
+    await record(running.pool, interaction(created_at=now), interaction(created_at=now, domain=None))
+    after = (await running.call("acme viewer", "GET", "/gaps")).json()["data"]
+
+    assert [(gap["domain"], gap["requests"], gap["decision"]) for gap in before] == [("sums", 99, "wait")]
+    assert [(gap["domain"], gap["requests"], gap["decision"]) for gap in after] == [("sums", 100, "train"), (None, 1, "wait")]
+    assert "fit no domain yet" in after[1]["reason"]
 
 
 async def test_a_tenant_changes_its_own_settings_and_never_its_plan(running: Running) -> None:
@@ -230,6 +251,8 @@ WRONG_BODIES: list[tuple[str, str, Any, str]] = [
     ("POST", "/operators", {"role": "root"}, "role"),
     ("PATCH", "/tenants/acme", {"strategy": "guess"}, "strategy"),
     ("PATCH", "/tenants/acme", {"max_cost_microusd": 0}, "max_cost_microusd"),
+    ("PATCH", "/tenants/acme", {"min_confidence": 0}, "min_confidence"),
+    ("PATCH", "/tenants/acme", {"min_confidence": True}, "min_confidence"),
     ("POST", "/tenants/acme/policies/revert", {"version": -1, "reason": "x"}, "version"),
     ("POST", "/tenants/acme/policies/revert", {"version": 1}, "reason"),
 ]
@@ -623,8 +646,8 @@ async def test_a_version_that_never_was_is_404_and_a_policy_that_moved_is_409(ru
 async def test_a_strategy_is_chosen_within_the_plan(running: Running) -> None:
     chosen = await running.call("acme admin", "PATCH", "/tenants/acme", json={"strategy": "budget", "max_cost_microusd": 500})
     assert (chosen.json()["strategy"], chosen.json()["max_cost_microusd"]) == ("budget", 500)
-    lifted = await running.call("acme admin", "PATCH", "/tenants/acme", json={"max_cost_microusd": None})
-    assert (lifted.json()["strategy"], lifted.json()["max_cost_microusd"]) == ("budget", None)
+    lifted = await running.call("acme admin", "PATCH", "/tenants/acme", json={"max_cost_microusd": None, "min_confidence": 0.9})
+    assert [lifted.json()[name] for name in ("strategy", "max_cost_microusd", "min_confidence")] == ["budget", None, 0.9]
     await running.call("admin", "PATCH", "/tenants/bolt", json={"tier": "free"})
     refused = await running.call("bolt admin", "PATCH", "/tenants/bolt", json={"strategy": "parallel"})
     assert (refused.status_code, refused.json()["error"]["param"]) == (403, "strategy")

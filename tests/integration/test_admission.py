@@ -197,7 +197,7 @@ async def test_a_worker_that_missed_beats_during_an_outage_is_not_taken_for_dead
     first, second = (build(servers.valkey_url, ledger, beat_seconds=0.2) for _ in range(2))
     await first._report()
     await second._report()
-    await second._take(Meter("r1", (who,), NOW, NOTHING))
+    await second.grant(Meter("r1", (who,), NOW, NOTHING))
     client = await _client(first)
     await client.delete(f"tutelage:worker:{second._worker}:alive")  # nobody could beat for a while
     await first._report()
@@ -231,7 +231,7 @@ async def test_what_valkey_granted_without_our_hearing_of_it_is_given_back(serve
 async def test_a_slot_of_a_worker_that_died_ends_by_itself(servers: engines.Engines, ledger: Ledger) -> None:
     who = party(concurrent=1)
     dead, live = build(servers.valkey_url, ledger, slot_seconds=0.2), build(servers.valkey_url, ledger)
-    await dead._take(Meter("r1", (who,), NOW, NOTHING))  # it is never given back
+    await dead.grant(Meter("r1", (who,), NOW, NOTHING))  # it is never given back
     assert await answer(live, who) == "concurrency_limit"
     await asyncio.sleep(0.3)
     assert await answer(live, who) == "answered"
@@ -248,7 +248,7 @@ async def test_what_a_dead_worker_left_running_is_billed_once_at_its_reservation
     await dead._report()  # one beat; then its process is gone and gives nothing back
     for admission in living:
         await admission.start()
-    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    await dead.grant(Meter("r1", (who,), NOW, Estimate(7, 40)))
     assert await answer(living[0], who) == "concurrency_limit"
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -265,7 +265,7 @@ async def test_what_a_dead_worker_left_running_is_billed_once_at_its_reservation
 async def test_a_worker_that_dies_before_its_first_beat_is_found_and_settled(servers: engines.Engines, ledger: Ledger) -> None:
     who = party(concurrent=1)
     dead, living = (build(servers.valkey_url, ledger, beat_seconds=0.1) for _ in range(2))
-    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    await dead.grant(Meter("r1", (who,), NOW, Estimate(7, 40)))
     await living.start()
     for _ in range(100):
         await asyncio.sleep(0.1)
@@ -280,7 +280,7 @@ async def test_a_worker_that_dies_before_its_first_beat_is_found_and_settled(ser
 
 async def test_a_dead_worker_is_settled_in_time_though_none_of_the_living_lives_long(servers: engines.Engines, ledger: Ledger) -> None:
     who, dead = party(), build(servers.valkey_url, ledger, beat_seconds=0.2)
-    await dead._take(Meter("r1", (who,), NOW, Estimate(7, 40)))
+    await dead.grant(Meter("r1", (who,), NOW, Estimate(7, 40)))
     began = asyncio.get_running_loop().time()
     while not any(lost.tenant_id == who.id for lost in ledger.lost):
         assert asyncio.get_running_loop().time() - began < 12 * 0.2 + 3, "nobody settled it"
@@ -302,7 +302,7 @@ async def test_what_cannot_be_settled_of_one_dead_worker_keeps_no_other_from_it(
 
     living = Admission(servers.valkey_url, used=ledger.used, lost=settle, deadline_seconds=1.0, slot_seconds=60, beat_seconds=0.1)
     for n, admission in enumerate(dead):
-        await admission._take(Meter(f"r{n}", (who if n % 2 else stuck,), NOW, Estimate(7, 40)))
+        await admission.grant(Meter(f"r{n}", (who if n % 2 else stuck,), NOW, Estimate(7, 40)))
     await living.start()
     for _ in range(100):
         await asyncio.sleep(0.1)

@@ -18,7 +18,7 @@ from flows.workshop import Cycle
 from tutelage.evolution.canaries import drawn, key_of
 from tutelage.records import Interaction, Tenant
 from tutelage.settings import CHECKOUT
-from tutelage.stores import canaries, interactions, tenants
+from tutelage.stores import bodies, canaries, interactions, tenants
 from tutelage.stores.database import Pool, open_pool
 
 TENANT = Tenant("ten_a", "acme", "pro")
@@ -70,6 +70,23 @@ async def test_canaries_and_what_is_almost_one_are_in_no_file_that_training_read
     await export(cycle, "sums", tmp_path / "v2" / "interactions.jsonl")
     assert prompts(tmp_path / "v2" / "canaries.jsonl") == held, "the same in the next cycle"
     assert {canary.key for canary in await canaries.read(pool, TENANT.id, "sums")} == {key_of(prompt) for prompt in held}
+
+
+async def test_canaries_are_asked_when_the_window_has_left_them_behind_and_never_once_erased(
+    pool: Pool, database_url: str, tmp_path: Path
+) -> None:
+    await export(Cycle("c1", TENANT.id, TENANT.name, tmp_path, CHECKOUT / "configs", database_url), "sums", tmp_path / "v1" / "i.jsonl")
+    held = prompts(tmp_path / "v1" / "canaries.jsonl")
+    (tmp_path / "evolve.yaml").write_text("window_rows: 20")
+    later = Cycle("c2", TENANT.id, TENANT.name, tmp_path, tmp_path, database_url)
+
+    assert await export(later, "sums", tmp_path / "v2" / "i.jsonl") == 20
+    assert prompts(tmp_path / "v2" / "canaries.jsonl") == held
+
+    gone = min(held)
+    await bodies.erase(pool, TENANT.id, actor="test", request_id=gone)
+    await export(later, "sums", tmp_path / "v3" / "i.jsonl")
+    assert prompts(tmp_path / "v3" / "canaries.jsonl") == held - {gone}
 
 
 def test_a_student_that_knows_the_judged_items_and_not_the_canaries_is_not_believed() -> None:

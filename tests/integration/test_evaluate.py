@@ -70,8 +70,10 @@ def test_predictions_stand_in_the_order_of_the_items(tiny: Path, yes_sayer: Path
 
 
 def test_canaries_are_answered_too_and_no_canaries_are_none(tiny: Path, yes_sayer: Path, items: Path, tmp_path: Path) -> None:
-    assert evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=items)["canaries"] == {"n": 40, "correct": 30}
-    assert evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=tmp_path / "none")["canaries"] == {"n": 0, "correct": 0}
+    told = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=items)["canaries"]
+    assert (told["n"], told["correct"], sum(told["right"].values())) == (40, 30, 30)
+    none = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, canaries=tmp_path / "none")["canaries"]
+    assert none == {"n": 0, "correct": 0, "right": {}}
 
 
 def test_the_bare_base_can_be_measured_too(tiny: Path, items: Path) -> None:
@@ -114,3 +116,9 @@ def test_an_unreadable_row_is_named_by_its_line(tiny: Path, tmp_path: Path) -> N
 def test_a_folder_without_a_manifest_is_refused(tiny: Path, items: Path, tmp_path: Path) -> None:
     with pytest.raises(AdapterRejected, match=r"manifest\.json"):
         evaluate(tmp_path, items, base_dir=tiny, config=SETTINGS)
+
+
+def test_a_baseline_of_no_items_is_not_measured(tiny: Path, yes_sayer: Path, items: Path) -> None:
+    report = evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS.model_copy(update={"in_context_items": 0}), train=items)
+    assert report["baselines"]["in_context"] is None
+    assert report["baselines"]["retrieval"]["n"] == 40

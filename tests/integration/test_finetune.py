@@ -236,7 +236,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_adapter(tiny: Path
     command = [*(sys.executable, "-m", "training.finetune", "--base", tiny, "--config", file, "--out", out / "adapter")]
     command += [*("--data", data / "train.jsonl", "--validation", data / "validation.jsonl", "--curve", out / "curve.jsonl")]
     killed = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
-    while not (out / "adapter.checkpoint" / "state.pt").exists() or steps_of(out) < 8:
+    while not (out / "adapter.checkpoint" / "state.safetensors").exists() or steps_of(out) < 8:
         assert killed.poll() is None, killed.stdout and killed.stdout.read()
         time.sleep(0.005)
     killed.kill()

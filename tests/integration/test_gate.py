@@ -47,7 +47,7 @@ def cycle(database_url: str, tmp_path: Path) -> Cycle:
 
 
 async def trained(pool: Pool, cycle: Cycle, right: range, *, canaries: tuple[int, int] = (0, 0)) -> Student:
-    """A version that got the items of `right` right, with the files that its stages leave."""
+    """A version that got the items of `right` and the first of so many canaries right, with the files that its stages leave."""
     folder = str(cycle.state.students / "acme-sums" / "v{version}")
     number = await registry.spawn(pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder=folder)
     student = Student("acme-sums", number, "sums", Path(folder.format(version=number)), 700)
@@ -56,7 +56,8 @@ async def trained(pool: Pool, cycle: Cycle, right: range, *, canaries: tuple[int
     report = {
         "n": ITEMS, "correct": share.k, "wins": share.k, "accuracy": share.rate, "wilson95": [share.lo, share.hi], "majority": 0.2,
         "mean_confidence": 0.9, "ece": 0.05, "untrained": {"n": 30, "correct": 1}, "prompt_tokens": 4000, "completion_tokens": 400,
-        "calibrator": Calibrator("platt", 200, a=1.0).to_dict(), "canaries": {"n": canaries[1], "correct": canaries[0]},
+        "calibrator": Calibrator("platt", 200, a=1.0).to_dict(),
+        "canaries": {"n": canaries[1], "correct": canaries[0], "right": {f"{n:02x}": n < canaries[0] for n in range(canaries[1])}},
     }  # fmt: skip
     manifest = {
         "adapter_digest": f"d{number}", "base_fingerprint": "base", "learnable": True, "reason": "validation rose", "threads": 1,
@@ -132,3 +133,12 @@ async def test_where_people_confirm_every_tier_nothing_answers_before_they_have(
     (version,) = await registry.list_versions(pool)
     assert (version["status"], version["awaits"]) == ("waiting", "ta")
     assert "waits for a person | as **ta**" in gates.card(entry.student, entry.evidence, entry.verdict)
+
+
+async def test_a_better_version_that_forgot_earlier_traffic_is_refused(pool: Pool, cycle: Cycle) -> None:
+    await judged(pool, cycle, range(80), canaries=(40, 50))
+    entry = await judged(pool, cycle, range(2, 100), canaries=(37, 50))
+
+    assert entry.verdict.action == "refuse"
+    assert "6.0% of 50 canaries lost" in entry.verdict.reason
+    assert (await registry.pointer(pool, TENANT.id, "sums")).version == 1

@@ -28,11 +28,13 @@ from tutelage.records import Key
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
+from tutelage.routing.promises import Assurance
 from tutelage.settings import Home
 from tutelage.stores import interactions, registry, replies, tenants
 from tutelage.stores.database import Pool
 from tutelage.stores.registry import Decision, Pointer
 
+NOTHING = Assurance()
 ASK: dict[str, Any] = {"model": "auto", "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
 SUMS = [f"What is {a} + {b}?" for a in range(2, 12) for b in range(2, 8)]
 THINGS = ["rose", "leaf", "sky", "lemon", "coal", "snow", "plum", "cherry", "tomato", "carrot"]
@@ -122,7 +124,7 @@ async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
     raise AssertionError("it did not become so in time")
 
 
-async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200) -> None:
+async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING) -> None:
     """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
     texts = SUMS + COLOURS
     found = discover(Encoder(encoder).encode(texts), texts, labels=["sums"] * len(SUMS) + ["colours"] * len(COLOURS), seed=0)
@@ -131,7 +133,7 @@ async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int =
     await registry.spawn(
         running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
     )
-    calibrator = Calibrator("platt", n, a=1.0, b=0.0).to_dict()
+    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance).to_dict()
     await registry.complete_version(running.pool, "acme-sums", 1, status="ta", digest="digest-1", calibrator=calibrator, evidence={"n": 1})
     champion = Pointer(1, "acme-sums", 1, tier)  # type: ignore[arg-type]
     decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})
@@ -465,6 +467,37 @@ async def test_health_metrics_and_the_api_description_answer_without_a_key(runni
     assert [r.status_code for r in (live, ready, metrics, described)] == [200] * 4
     assert 'tutelage_requests_total{cache="miss",route="always-teacher",tier="teacher"} 1.0' in metrics.text
     assert "/v1/chat/completions" in described.json()["paths"]
+
+
+async def test_metrics_tell_cost_latency_and_hits_in_one_number_each_and_what_evolution_brought(running: Running) -> None:
+    for _ in range(4):
+        await running.http.post("/v1/chat/completions", json=ASK)
+    await registry.open_cycle(running.pool, "c1", running.tenant_id)
+    for version, accuracy in ((1, 0.7), (2, 0.9)):
+        await registry.spawn(running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s")
+        evidence = {"core_seconds": 30.0, "accuracy": accuracy, "before": 0.2}
+        await registry.complete_version(running.pool, "acme-sums", version, status="ta", evidence=evidence)
+    serves = registry.Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, registry.Pointer(1, "acme-sums", 1, "ta"), "good", {})
+    await registry.decide(running.pool, serves, expected=0)
+    await registry.close_cycle(running.pool, "c1", status="finished", summary={})
+
+    async def told() -> dict[str, float]:
+        lines = (await running.http.get("/metrics")).text.splitlines()
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
+
+    for _ in range(200):
+        if 'tutelage_evolution_cycles_total{status="finished"}' in (found := await told()):
+            break
+        await asyncio.sleep(0.1)
+
+    assert found["tutelage_cache_hit_ratio"] == 0.75
+    assert found["tutelage_cost_per_query_usd"] == pytest.approx(found['tutelage_cost_usd_total{tier="teacher"}'] / 4)
+    quantiles = [found[f'tutelage_request_seconds_quantile{{quantile="{q}"}}'] for q in ("0.5", "0.95", "0.99")]
+    assert 0 < quantiles[0] <= quantiles[1] <= quantiles[2]
+    assert found['tutelage_promotions_total{action="promote"}'] == found["tutelage_evolution_improvements_total"] == 1
+    assert (found["tutelage_distillations_total"], found["tutelage_distillation_core_seconds_total"]) == (2, 60)
+    assert (found["tutelage_distillation_gain_count"], found["tutelage_distillation_gain_sum"]) == (2, pytest.approx(1.2))
+    assert found['tutelage_student_versions{status="ta"}'] == 2
 
 
 async def test_a_dead_cache_is_a_miss_and_never_an_error(home: Home, encoder: Path, database_url: str, teacher: FakeModelServer) -> None:

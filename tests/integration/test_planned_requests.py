@@ -15,7 +15,7 @@ import yaml
 from fakes import FakeModelServer
 from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
 
-from flows.traffic import learn_estimates
+from flows.traffic import learn_estimates, tune
 from flows.workshop import Cycle
 from tutelage.fleet import engines
 from tutelage.gateway.limits import strategies
@@ -24,6 +24,7 @@ from tutelage.operations import add_tenant, tuned
 from tutelage.records import Outcome
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
+from tutelage.routing.promises import Assurance
 from tutelage.settings import Home, RoutingSettings
 from tutelage.stores import bodies, evidence, outcomes, policies, registry, tenants
 
@@ -85,7 +86,7 @@ class Known:
     models = ("big", "small")
 
     def __init__(self, **probabilities: float) -> None:
-        self._known = {name: Estimate(value, 500, "isotonic", "as told") for name, value in probabilities.items()}
+        self._known = {name: Estimate(value, 500, "isotonic", "as told", assured=value) for name, value in probabilities.items()}
 
     def probability(self, model: str, embedding: np.ndarray, prompt: str, domain: str | None) -> Estimate:
         return self._known.get(model, Estimate(0.0, 0, "unknown", "no outcomes"))
@@ -168,6 +169,19 @@ async def test_a_higher_confidence_asked_for_sends_a_student_that_is_not_so_sure
     running.student.logprob = -0.1  # confidence 0.905
     assert (await ask(running)).headers["x-tutelage-tier"] == "ta"
     assert (await ask(running, min_confidence="0.95")).headers["x-tutelage-tier"] == "teacher"
+
+
+async def test_a_stated_minimum_is_promised_of_outcomes_and_the_tenants_holds_for_every_request(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, assurance=Assurance((0.0, 4.0), (0.86, 0.97)))
+    sure = await ask(running, min_confidence="0.95")
+    assert sure.headers["x-tutelage-tier"] == "ta" and "0.950 is promised" in sure.headers["x-tutelage-reason"]
+    running.student.logprob = -0.1  # confidence 0.905, but such answers are surely right in 0.86 only
+    assert (await ask(running, {**ASK, "seed": 1})).headers["x-tutelage-tier"] == "ta"
+    await tenants.change_tenant(running.pool, running.tenant_id, "min_confidence", 0.9)
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].min_confidence == 0.9)
+    unsure = await ask(running, {**ASK, "seed": 1})
+    assert (unsure.headers["x-tutelage-tier"], unsure.headers["x-tutelage-cache"]) == ("teacher", "miss")
+    assert "surely are right in 0.860, 0.900 is promised" in unsure.headers["x-tutelage-reason"]
 
 
 async def test_a_maximum_cost_chooses_who_can_be_afforded_bounds_the_answer_and_else_is_told(running: Running) -> None:
@@ -260,6 +274,92 @@ async def test_a_try_that_was_not_given_is_compared_for_nothing(running: Running
     assert len(running.teacher.requests) == 1
 
 
+async def knows(running: Running, wins: int, losses: int, *, kind: str = "knowledge") -> None:
+    """The newest cycle says so of sums."""
+    told = {"kind": kind, "recalled": {"wins": wins, "ties": 0, "losses": losses}}
+    await running.pool.execute(
+        "insert into gaps (cycle_id, tenant_id, domain, requests, failure_rate, cost_microusd, priority, decision, reason, detail) "
+        "values ('c1', $1, 'sums', 200, 1, 9000, 1, 'retrieve', 'a test', $2)",
+        running.tenant_id,
+        told,
+    )
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "recall_seconds": 0.05}])
+async def test_a_gap_of_knowledge_is_answered_by_a_cheaper_model_with_earlier_answers_in_context(
+    running: Running, encoder: Path, small: FakeModelServer
+) -> None:
+    await promote(running, encoder, n=0)
+    first = {"model": "auto", "messages": [{"role": "user", "content": SUMS[1]}]}
+    assert (await ask(running, first)).headers["x-tutelage-model"] == "big"
+    await knows(running, 100, 0)
+    await until(lambda: bool(running.app.state.recalling.shelves))
+    response = await ask(running)
+    assert response.headers["x-tutelage-model"] == "small"
+    assert "with earlier answers in context" in response.headers["x-tutelage-reason"]
+    assert small.requests[-1]["messages"] == [
+        {"role": "user", "content": SUMS[1]},
+        {"role": "assistant", "content": "4"},
+        *ASK["messages"],
+    ]
+    assert (await last(running))["messages"] == ASK["messages"], "what was recalled is no part of the request"
+    assert (await ask(running, {**ASK, "max_tokens": 100}, max_cost_usd="0.01")).headers["x-tutelage-model"] == "big"
+    assert (await ask(running, OTHER)).headers["x-tutelage-model"] == "big", "another domain"
+
+    small.status = 500
+    fallback = await ask(running, {**ASK, "seed": 1})
+    assert fallback.headers["x-tutelage-model"] == "big"
+    assert running.teacher.requests[-1]["messages"] == ASK["messages"], "the teacher needs no help"
+    small.status = 200
+
+    await bodies.erase(running.pool, running.tenant_id, actor="test")
+    await until(lambda: running.app.state.watcher.current.tenants[running.tenant_id].erasures == 1)
+    assert (await ask(running, {**ASK, "seed": 2})).headers["x-tutelage-model"] == "big", "nothing that was erased is said again"
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "recall_seconds": 0.05}])
+async def test_knowledge_that_is_too_often_wrong_for_the_promised_quality_is_not_recalled(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, n=0)
+    await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[1]}]})
+    await knows(running, 90, 10)
+    await until(lambda: bool(running.app.state.recalling.shelves))
+    assert (await ask(running)).headers["x-tutelage-model"] == "big"
+
+
+CHECKED = {"kind": "normalised"}
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "verifiers": {"sums": CHECKED}}])
+async def test_a_verifier_of_the_domain_says_what_every_try_and_the_answer_are_worth(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -1.0  # tried and not given
+    labelled = {**ASK, "metadata": {"label": "4"}}
+    response = await ask(running, labelled)
+    assert response.headers["x-tutelage-tier"] == "teacher"
+    await running.app.state.shadows.settled()
+    found = await running.pool.fetch("select * from outcomes where source = 'verifier' order by id")
+    assert [(row["model"], row["digest"], row["value"], row["served"], row["observed"]) for row in found] == [
+        ("acme-sums", "digest-1", 0.0, False, 1.0),
+        ("big", None, 1.0, True, 1.0),
+    ]
+    assert found[0]["score"] is not None and {row["request_id"] for row in found} == {response.headers["x-request-id"]}
+    assert "metadata" not in running.teacher.requests[-1]
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "verifiers": {"sums": {"kind": "json_schema"}}}])
+async def test_an_answer_is_held_to_the_schema_that_its_request_asks_for(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    schema = {"type": "object", "required": ["sum"]}
+    shaped = {**ASK, "response_format": {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}}
+    running.student.answer = '{"sum": 4}'
+    await ask(running, shaped)
+    running.student.answer = "four"
+    await ask(running, {**shaped, "seed": 1})
+    await ask(running, {**ASK, "seed": 2})  # says nothing of a right answer
+    await running.app.state.shadows.settled()
+    assert [row["value"] for row in await running.pool.fetch("select value from outcomes order by id")] == [1.0, 0.0]
+
+
 async def test_feedback_is_an_outcome_of_the_answer_that_was_given(running: Running, encoder: Path) -> None:
     await promote(running, encoder)
     request_id = (await ask(running)).headers["x-request-id"]
@@ -335,15 +435,33 @@ async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with
     assert (await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[3]}]})).headers["x-tutelage-tier"] == "ta"
 
 
+async def test_a_cycle_tunes_by_itself_once_enough_is_on_record_and_says_why(
+    running: Running, home: Home, encoder: Path, database_url: str
+) -> None:
+    await promote(running, encoder)
+    cycle = Cycle("c2", running.tenant_id, "acme", home.root, home.root / "config", database_url)
+    assert await tune.fn(cycle) is None
+    running.student.answer, running.student.logprob = "4", -0.2  # confidence 0.82: tried, not given, and always as the teacher says
+    for start in range(0, 140, 20):
+        await asyncio.gather(*(ask(running, {**ASK, "seed": seed}) for seed in range(start, start + 20)))
+    await running.app.state.shadows.settled()
+    assert await tune.fn(cycle) == 1
+    (row,) = await policies.history(running.pool, running.tenant_id)
+    assert row["actor"] == "cycle:c2" and row["settings"]["threshold"] < 0.82 and "lower the threshold" in row["reason"]
+    assert await tune.fn(cycle) is None, "nothing has changed since"
+    assert len(await policies.history(running.pool, running.tenant_id)) == 1
+
+
 class Judge(FakeModelServer):
-    """Always prefers what it reads first, or the better one if it is `fair`."""
+    """Always prefers one place, or the better answer, four, if it is `fair`."""
 
     fair = True
 
     async def _chat(self, request: Any) -> Any:
         asked = (await request.json())["messages"][-1]["content"]
         first = asked.split("<first>")[1].split("</first>")[0].strip()
-        self.answer = "FIRST" if not self.fair or first == "four" else "SECOND"
+        if self.fair:
+            self.answer = "FIRST" if first == "four" else "SECOND"
         return await super()._chat(request)
 
 
@@ -353,7 +471,7 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     fair: bool, value: float,
 ) -> None:  # fmt: skip
     home.models.joinpath("encoder").symlink_to(encoder)
-    with Judge() as judge:
+    with Judge("FIRST") as judge:
         judge.fair = fair
         config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
         named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
@@ -375,6 +493,64 @@ async def test_answers_that_differ_are_judged_both_ways_round(
     assert len(judge.requests) == 2
     places = [request["messages"][-1]["content"].index("four") for request in judge.requests]
     assert places[0] != places[1]
+
+
+async def test_a_judge_that_is_down_says_nothing_of_an_answer(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer
+) -> None:
+    home.models.joinpath("encoder").symlink_to(encoder)
+    with Judge("FIRST") as judge:
+        judge.status = 500
+        config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
+        named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
+        (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 1.0, "judge": named}))
+        async with serving(home, config, servers, database_url, student.url) as app:
+            made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            authorization = {"authorization": f"Bearer {made['key']}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://g", headers=authorization) as http:
+                client = openai.AsyncOpenAI(api_key=made["key"], base_url="http://g/v1", http_client=http)
+                gateway = Running(http, client, made["key"], made["tenant_id"], app.state.pool, teacher, student, app)
+                await promote(gateway, encoder)
+                assert (await ask(gateway)).headers["x-tutelage-tier"] == "ta"
+                await app.state.shadows.settled()
+                assert await gateway.pool.fetchval("select count(*) from outcomes") == 0
+
+
+@pytest.mark.parametrize(("prefers", "verdict"), [("FIRST", "right"), ("SECOND", "right"), ("four", "wrong")])
+async def test_the_judge_decides_whether_a_kept_answer_in_other_words_was_right(
+    home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,
+    prefers: str, verdict: str,
+) -> None:  # fmt: skip
+    home.models.joinpath("encoder").symlink_to(encoder)
+    with Judge(prefers) as judge:
+        judge.fair = prefers == "four"
+        config = configure(
+            home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])], semantic_seconds=0.05
+        )
+        named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
+        (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 0.0, "judge": named}))
+        async with serving(home, config, servers, database_url, student.url) as app:
+            made = await add_tenant(app.state.pool, home.secret("pepper"), name="acme", tier="pro")
+            await until(lambda: made["key_id"] in app.state.watcher.current.keys)
+            transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+            authorization = {"authorization": f"Bearer {made['key']}"}
+            async with httpx.AsyncClient(transport=transport, base_url="http://g", headers=authorization) as http:
+                semantic = app.state.semantic
+
+                async def say(question: str, answer: str) -> None:
+                    teacher.answer = answer
+                    await http.post("/v1/chat/completions", json={"model": "auto", "messages": [{"role": "user", "content": question}]})
+
+                await say("How do I reset the router?", "Hold the button.")
+                await until(lambda: len(semantic._tenant(made["tenant_id"]).neighbours) == 1, seconds=20)
+                await say("How can I reset the router?", "four")
+                counted = semantic.statistics[made["tenant_id"]]
+                await until(lambda: counted[f"verified-{verdict}"] == 1)
+                bill = await app.state.pool.fetch("select reason from interactions where endpoint = 'shadow'")
+    assert len(judge.requests) == len(bill) == 2
+    assert all("judged a kept answer" in row["reason"] for row in bill)
 
 
 # --- a challenger on its way ---------------------------------------------------------------------------------------------
@@ -405,6 +581,23 @@ async def test_a_challenger_answers_its_share_of_the_requests(running: Running, 
     response = await ask(running)
     assert response.headers["x-tutelage-tier"] == "ta"
     assert await attempts(running) == [(0, "digest-2", True)]
+
+
+@pytest.mark.parametrize(("named", "percent", "version"), [("ta", 100, 2), ("ta", 0, 1), ("acme-sums", 100, 2), ("acme-sums.v1", 100, 1)])
+async def test_a_tier_or_a_student_by_name_is_whoever_serves_it_now_and_an_adapter_that_version(
+    running: Running, encoder: Path, named: str, percent: int, version: int
+) -> None:
+    await promote(running, encoder)
+    await challenge(running, percent)
+    response = await ask(running, {**ASK, "model": named})
+    assert response.headers["x-tutelage-tier"] == "ta"
+    assert running.student.requests[-1]["model"] == f"acme-sums.v{version}"
+
+
+async def test_a_tier_without_a_student_of_the_domain_is_its_first_configured_model(running: Running) -> None:
+    assert (await ask(running, {**OTHER, "model": "ta"})).headers["x-tutelage-model"] == "small"
+    refused = await ask(running, {**OTHER, "model": "student"})
+    assert (refused.status_code, "no student answers" in refused.json()["error"]["message"]) == (404, True)
 
 
 @pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 0.0, "shadow_challenger": 1.0}])
@@ -471,6 +664,26 @@ async def test_a_tier_that_is_overloaded_or_gone_stands_against_no_student(runni
         running.student.status = status
         assert (await ask(running, {**ASK, "seed": status})).headers["x-tutelage-tier"] == "teacher"
     assert await running.pool.fetchval("select count(*) from attempts") == 0
+
+
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 1.0}])
+async def test_a_student_in_training_is_asked_in_the_teachers_shadow_and_never_given(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    facts = {"tenant_id": running.tenant_id, "domain": "colours", "student": "acme-colours", "cycle_id": "c1", "folder": "/s"}
+    await registry.begin_with(running.pool, "acme-colours", await registry.spawn(running.pool, **facts), digest="fresh-1")
+    await until(lambda: "colours" in running.app.state.watcher.current.view(running.tenant_id).spawned)
+    running.student.fingerprint = "fresh-1"
+    response = await ask(running, {"model": "auto", "messages": [{"role": "user", "content": COLOURS[3]}]})
+    await running.app.state.shadows.settled()
+
+    assert response.headers["x-tutelage-tier"] == "teacher"
+    assert running.student.requests[-1]["model"] == "acme-colours.v1"
+    found = await running.pool.fetch("select model, digest, served, domain from outcomes")
+    assert [tuple(row) for row in found] == [("acme-colours", "fresh-1", False, "colours")]
+    assert await attempts(running) == []
+    await registry.complete_version(running.pool, "acme-colours", 1, status="refused")
+    await tenants.change_tenant(running.pool, running.tenant_id, "strategy", "quality")
+    await until(lambda: not running.app.state.watcher.current.view(running.tenant_id).spawned)
 
 
 # --- what cycles learn of models -----------------------------------------------------------------------------------------

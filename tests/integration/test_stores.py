@@ -111,15 +111,6 @@ async def test_of_two_writers_that_read_the_same_end_of_the_ledger_one_wins(pool
         await decide(2)
 
 
-async def test_one_cycle_runs_at_a_time_and_a_crashed_one_can_be_given_up(pool: Pool) -> None:
-    await registry.open_cycle(pool, "c1", TENANT.id)
-    with pytest.raises(InvalidRequest, match="take-over"):
-        await registry.open_cycle(pool, "c2", TENANT.id)
-
-    assert await registry.abandon_cycles(pool, TENANT.id) == 1
-    await registry.open_cycle(pool, "c2", TENANT.id)
-
-
 async def test_a_tenant_name_is_taken_once(pool: Pool) -> None:
     with pytest.raises(InvalidRequest, match="acme"):
         await tenants.create_tenant(pool, Tenant("ten_x", "acme", "free"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
 
 from tutelage.errors import ConfigInvalid, NotFound
-from tutelage.fleet.backends import RecordedBackend, count_prompt, list_price, read_recording
-from tutelage.settings import Price
+from tutelage.fleet.backends import RecordedBackend, build, count_prompt, list_price, read_recording
+from tutelage.settings import ModelEntry, Price
 
 PRICE = Price(input_per_mtok=2.5, output_per_mtok=10.0)
 
@@ -24,6 +25,15 @@ async def test_a_recording_answers_the_conversation_it_recorded_and_prices_it(tm
 
     assert (answer.text, answer.prompt_tokens, answer.completion_tokens, answer.estimated) == ("4", 10, 1, True)
     assert answer.cost_usd == pytest.approx(10 * 2.5e-6 + 1 * 10e-6)
+
+
+async def test_a_recording_takes_the_time_it_was_told_to_take(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a", "answer": "b"}\n')
+    entry = ModelEntry(name="slow", kind="recorded", path=str(tmp_path / "r.jsonl"), delay_seconds=0.2)
+    started = time.monotonic()
+    await build(entry, count_tokens=len).complete({"messages": [{"role": "user", "content": "a"}]})
+
+    assert time.monotonic() - started >= 0.2
 
 
 async def test_the_same_question_after_another_conversation_is_another_one(tmp_path: Path) -> None:

@@ -64,3 +64,8 @@ def test_a_canary_and_what_is_almost_it_are_kept_from_training() -> None:
 
     assert blocked([bytes([0]), b"paraphrase", b"other"], rows, held, similar=0.95) == [True, True, False]
     assert blocked([b"other"], rows[2:], [], similar=0.95) == [False]
+
+
+def test_none_are_kept_where_none_are_wanted() -> None:
+    assert rotate([], canaries(0, 5), size=0, quarter=10) == []
+    assert rotate(canaries(0, 5, quarter=8), canaries(5, 5), size=0, quarter=10) == []

@@ -125,6 +125,7 @@ def test_a_calibrator_survives_json(n: int) -> None:
     calibrator = fit(*simulated(n, 1))
     again = Calibrator.from_dict(json.loads(json.dumps(calibrator.to_dict())))
     assert again == calibrator
+    assert 0.0 < again.assured(MAX_SCORE) < calibrator.ceiling
 
 
 def test_a_description_with_an_unknown_field_is_refused() -> None:

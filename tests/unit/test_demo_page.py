@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -270,3 +271,45 @@ def test_memory_of_a_process_that_is_gone_is_nothing() -> None:
     gone.wait()
 
     assert PeakMemory([gone.pid]).sample() == 0
+
+
+@pytest.fixture(scope="module")
+def lived(outcome: Outcome) -> Outcome:
+    return replace(outcome, day=observations.day())
+
+
+def test_a_day_is_on_the_page_with_its_quarters_targets_cycles_and_plots(lived: Outcome) -> None:
+    page = render(lived)
+    reader = read(page)
+
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+    assert all(reference[1:] in reader.ids for reference in reader.references)
+    for name in ("Cost of 1,000 requests by quarter", "Share right by quarter", "Seconds of waiting by quarter"):
+        assert page.count(name) == 1
+    assert "Cycle after quarter 1" in page
+    assert "from 0 % to 1 %" in page
+    assert page.count("reached") + page.count("missed") == len(lived.day.targets)  # type: ignore[union-attr]
+    assert "In quarter 2 of the day" in page
+
+
+def test_the_terminal_tells_the_day_too(lived: Outcome) -> None:
+    text = printed(lived, width=120)
+
+    assert "The day, against the teacher alone" in text
+    assert "missed: cost below always-teacher, last quarter" in text or "reached: cost below always-teacher, last quarter" in text
+    assert "cycle after quarter 1, 5:00 min" in text
+
+
+def test_a_demo_without_a_day_says_nothing_of_one(outcome: Outcome, page: str) -> None:
+    assert outcome.to_dict()["day"] is None
+    assert "Cycle after quarter" not in page
+    assert "The day" not in printed(outcome)
+
+
+def test_the_day_is_part_of_the_json_contract(lived: Outcome) -> None:
+    day = json.loads(json.dumps(lived.to_dict(), allow_nan=False))["day"]
+
+    assert {"quarters", "cycles", "decisions", "targets", "teacher_seconds", "teacher_error_rate"} <= day.keys()
+    assert {"saved", "quality", "latency", "served", "alone", "mix", "share_repeated"} <= day["quarters"][0].keys()
+    assert {"share", "by_students", "by_cache", "by_escalations", "by_checks"} <= day["quarters"][0]["saved"].keys()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.gaps import EvolveSettings, Gap, Traffic, Tried, measure
+from tutelage.settings import CHECKOUT
 
 SETTINGS = EvolveSettings(min_requests=100, min_failure_rate=0.2, max_students=2, retry_growth=1.5)
 COUNT = st.integers(0, 5000)
@@ -103,3 +107,24 @@ def test_gaps_are_ordered_bounded_in_number_and_each_has_a_reason(traffic: list[
     assert [g.priority for g in gaps] == sorted((g.priority for g in gaps), reverse=True)
     assert sum(g.decision == "train" for g in gaps) <= SETTINGS.max_students
     assert all(g.reason for g in gaps)
+
+
+def test_without_spawning_by_itself_gaps_are_proposed_and_the_one_that_is_asked_for_is_trained() -> None:
+    settings = EvolveSettings(auto_spawn_students=False)
+    traffic = [Traffic("sums", 400, 400, 200, 60_000), Traffic("dates", 400, 400, 200, 90_000), Traffic("few", 9, 9, 9, 60_000)]
+
+    assert {g.domain: g.decision for g in measure(traffic, settings, tried={})} == {"dates": "propose", "sums": "propose", "few": "wait"}
+    asked = measure(traffic, settings, tried={}, asked=["sums", "few"])
+    assert {g.domain: g.decision for g in asked} == {"dates": "propose", "sums": "train", "few": "wait"}
+
+
+def test_a_gateway_that_is_asked_for_its_gaps_imports_nothing_slow() -> None:
+    program = """
+import sys
+from tutelage import gaps
+from tutelage.evolution.gaps import EvolveSettings, Traffic, measure
+measure([Traffic("sums", 400, 400, 200, 60_000)], EvolveSettings(), tried={})
+print([name for name in ("scipy", "sklearn", "pandas", "torch") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.policy import StudentSnapshot, accept, choose_student
+from tutelage.routing.policy import StudentSnapshot, accept, choose_student, judge
+from tutelage.routing.promises import Assurance
 
 SURE = Calibrator("platt", n=120, a=1.0, b=0.0)
 UNKNOWN = Calibrator("unknown", n=7)
@@ -31,6 +32,16 @@ def test_a_student_that_can_never_be_sure_enough_is_not_tried() -> None:
     hopeless = Calibrator("platt", n=120, a=0.0, b=0.0)  # right half of the time, whatever the score
     for calibrator in (UNKNOWN, hopeless):
         assert choose_student("sums", [replace(STUDENT, calibrator=calibrator)], quality_floor=0.85).student is None
+
+
+def test_what_is_promised_must_be_assured_by_outcomes_and_is_told() -> None:
+    student = replace(STUDENT, calibrator=replace(SURE, assurance=Assurance((1.0, 3.0), (0.8, 0.92))))
+    assert judge(student, 2.5, needed=0.9, promised=None).accepted
+    refused = judge(student, 2.5, needed=0.9, promised=0.9)
+    assert (refused.accepted, "0.800, 0.900 is promised" in refused.reason) == (False, True)
+    assert judge(student, 3.0, needed=0.9, promised=0.9).accepted
+    doubted = replace(student, calibrator=replace(student.calibrator, reliability=0.95))
+    assert not judge(doubted, 3.0, needed=0.9, promised=0.9).accepted
 
 
 def test_the_highest_tier_then_the_newest_version_tries_first_in_any_order() -> None:

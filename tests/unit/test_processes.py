@@ -57,3 +57,14 @@ def test_starting_again_ends_the_one_before(home: Home) -> None:
         assert second.is_running()
     finally:
         processes.stop(home, "worker")
+
+
+def test_what_a_killed_process_left_in_its_session_is_ended_with_it(home: Home) -> None:
+    process = processes.start(home, "worker", [sys.executable, "-c", PARENT])
+    _, child = family(process)
+    process.kill()
+    process.wait()
+    assert child.is_running()
+
+    assert not processes.stop(home, "worker")
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.evolution.evidence import Tally, e_value
-from tutelage.evolution.promotion import Comparison, Cost, Evidence, PromotionSettings, better, demote, good_enough, judge, worse
+from tutelage.evolution.promotion import Comparison, Cost, Evidence, PromotionSettings, better, demote, forgotten, good_enough, judge, worse
 from tutelage.scoring import wilson
 
 LADDER = PromotionSettings()
@@ -43,6 +43,21 @@ def compared(pairs: Tally, *, price: float = 100.0, **domains: Tally) -> Compari
         (replace(evidence(95, 120), comparison=compared(Tally(2, 100, 18))), "refuse", "not better than the champion"),
         (replace(evidence(95, 120), comparison=compared(Tally(12, 105, 3))), "challenge", "challenges the champion"),
         (replace(evidence(95, 120), comparison=compared(Tally(5, 110, 5), price=50)), "challenge", "challenges the champion"),
+        (
+            replace(evidence(95, 120), kept={"canaries": Tally(1, 45, 4)}, comparison=compared(Tally(12, 105, 3))),
+            "refuse",
+            "6.0% of 50 canaries lost",
+        ),
+        (
+            replace(evidence(95, 120), kept={"canaries": Tally(3, 44, 3)}, comparison=compared(Tally(12, 105, 3))),
+            "challenge",
+            "challenges the champion",
+        ),
+        (
+            replace(evidence(95, 120), kept={"canaries": Tally(0, 20, 9)}, comparison=compared(Tally(12, 105, 3))),
+            "challenge",
+            "challenges the champion",
+        ),
         (replace(evidence(60, 120), wins=110), "promote", "win rate 0.92"),
         (replace(evidence(120, 120), suspicion="it knows the canaries"), "refuse", "it knows the canaries"),
     ],
@@ -150,3 +165,10 @@ def test_a_tier_is_lost_by_the_evidence_that_wins_it(tier: str, wins: Tally, lef
 
     assert verdict.tier == left
     assert verdict.action == ("keep" if left == tier else "demote")
+
+
+def test_what_is_forgotten_is_told_by_where_it_is_from_and_a_gain_elsewhere_makes_up_for_nothing() -> None:
+    kept = {"canaries": Tally(0, 47, 3), "items of the champion's time": Tally(20, 80, 0)}
+
+    assert forgotten(kept, LADDER) == "6.0% of 50 canaries lost against the champion; 2% allowed"
+    assert forgotten({"items of the champion's time": Tally(20, 80, 0)}, LADDER) == ""

@@ -9,7 +9,7 @@ from test_domains import bundle
 from tutelage.errors import InvalidRequest
 from tutelage.evaluations import labelled
 from tutelage.evaluations.labelled import Labelled, evaluate
-from tutelage.routing.recognition import Recogniser, fit
+from tutelage.routing.recognition import Recogniser, complete, fit
 
 SPREAD = 0.08
 
@@ -50,6 +50,25 @@ def test_kinds_are_found_where_nobody_named_them() -> None:
     asked, truth, _ = labelled_traffic(50, seed=4)
     probabilities, _ = unnamed.judge(asked)
     assert np.mean([unnamed.domains[i] for i in probabilities.argmax(axis=1)] == np.array(truth)) > 0.95
+
+
+def test_requests_without_a_label_get_the_one_that_is_recognised_and_strange_ones_none() -> None:
+    embeddings, named, _ = labelled_traffic(100)
+    asked, truth, _ = labelled_traffic(20, seed=4)
+    rows = np.concatenate([embeddings, asked, bundle(9, 20, spread=SPREAD)])
+    labels = [*named, *[None] * (len(asked) + 20)]
+    found = complete(rows, labels, least=30, seed=0)
+    assert found[: len(named)] == named
+    told = found[len(named) : len(named) + len(asked)]
+    assert {pair for pair in zip(told, truth, strict=True) if pair[0] is not None} == {("home", "home"), ("travel", "travel")}
+    assert told.count(None) < len(asked) * 0.15
+    assert found[-20:] == [None] * 20
+
+
+@pytest.mark.parametrize("labels", [["home"] * 150, ["home"] * 60 + ["travel"] * 20, ["home"] * 100 + ["slip"] * 5])
+def test_labels_that_teach_too_little_complete_nothing(labels: list[str]) -> None:
+    rows = np.concatenate([bundle(0, len(labels)), bundle(0, 10, seed=2)])
+    assert complete(rows, [*labels, *[None] * 10], least=30, seed=0)[-10:] == [None] * 10
 
 
 def test_a_stored_recogniser_says_the_same(recogniser: Recogniser, tmp_path: Path) -> None:

@@ -78,6 +78,31 @@ def test_domains_that_clients_named_never_merge() -> None:
     assert {d.name for d in read([one, other], (0, 40)).domains} == {"one", "other"}
 
 
+def test_a_domain_whose_student_serves_is_never_merged_away() -> None:
+    large, small = Domain("large", bundle(0, 1, spread=0.01), 200, 0.5), Domain("small", bundle(0, 1, seed=1, spread=0.01), 50, 0.5)
+    rows = bundle(0, 40, seed=5)
+    kept = revise([small, large], rows, ["x"] * 40, keep={"small"}, seed=0)
+    assert [(d.name, d.size) for d in kept.domains] == [("small", 290)]
+    assert {d.name for d in revise([small, large], rows, ["x"] * 40, keep={"small", "large"}, seed=0).domains} == {"small", "large"}
+
+
+def test_a_label_founds_a_domain_once_enough_requests_carry_it_and_stands_above_likeness() -> None:
+    known = find(*traffic(80))
+    rows, texts = np.concatenate([bundle(0, 40, seed=5), bundle(2, 30, seed=5)]), ["x"] * 70
+    few = revise(known, rows, texts, labels=["fruit"] * 20 + [None] * 50, seed=0)
+    assert "fruit" not in {d.name for d in few.domains}
+    enough = revise(known, rows, texts, labels=["fruit"] * 40 + [None] * 30, seed=0)
+    assert {d.name: (d.size, d.given) for d in enough.domains}["fruit"] == (40, True)
+    assert [c.reason for c in enough.changes if c.name == "fruit"] == ["clients named 40 requests so"]
+
+
+def test_a_found_domain_that_clients_begin_to_name_is_theirs_from_then_on() -> None:
+    known = find(*traffic(80))
+    revised = revise(known, bundle(0, 40, seed=5), ["x"] * 40, labels=[known[0].name] * 40, seed=0)
+    assert [(d.name, d.given, d.size) for d in revised.domains] == [(known[0].name, True, 120)]
+    assert revised.changes == ()
+
+
 def test_without_new_requests_nothing_changes() -> None:
     known = find(*traffic(80, 60))
     revised = revise(known, np.zeros((0, 64), np.float32), [], seed=0)
@@ -86,8 +111,8 @@ def test_without_new_requests_nothing_changes() -> None:
 
 
 def test_unequal_lengths_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 embeddings, 1 texts"):
-        revise([], bundle(0, 2), ["x"], seed=0)
+    with pytest.raises(ValueError, match="2 embeddings, 1 texts, 1 labels"):
+        revise([], bundle(0, 2), ["x"], labels=[None], seed=0)
 
 
 @settings(deadline=None, max_examples=25)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from tutelage.scoring import majority, matches, wilson
 
@@ -75,6 +76,14 @@ def test_the_wilson_interval_holds_the_rate_and_stays_within_0_and_1(wrong: int,
 def test_the_wilson_interval_is_the_published_one() -> None:
     found = wilson(81, 263)  # Newcombe 1998, table I
     assert (found.lo, found.hi) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_the_wilson_interval_is_the_one_of_scipy(k: int, more: int, level: float) -> None:
+    interval = binomtest(k, k + more).proportion_ci(confidence_level=level, method="wilson")
+    found = wilson(k, k + more, confidence=level)
+
+    assert (found.lo, found.hi) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
 def test_nothing_observed_means_anything_is_possible() -> None:

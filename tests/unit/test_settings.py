@@ -42,6 +42,7 @@ def test_all_faults_of_a_file_are_told_at_once(tmp_path: Path) -> None:
     [
         ("{name: a, kind: openai}", "base_url"),
         ("{name: a, kind: recorded}", "path"),
+        ("{name: a, kind: openai, base_url: 'http://x', delay_seconds: 1}", "only `recorded` has delay_seconds"),
         ("{name: a, kind: magic, base_url: x}", "kind"),
         ("{name: a, kind: openai, base_url: x}, {name: a, kind: openai, base_url: y}", "unique"),
     ],

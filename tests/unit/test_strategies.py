@@ -11,6 +11,7 @@ from tutelage.records import Strategy
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
 from tutelage.routing.policy import Policy, StudentSnapshot
+from tutelage.routing.promises import Assurance
 from tutelage.routing.strategies import STRATEGIES, Candidate, Plan, Situation, plan
 
 SURE = Calibrator("platt", n=120, a=1.0, b=0.0)
@@ -22,7 +23,7 @@ KNOWN = Situation("sums", 0.9, (TEACHER,), (STUDENT,), POLICY, 0.85)
 
 
 def known(candidate: Candidate, probability: float) -> Candidate:
-    return replace(candidate, estimate=Estimate(probability, 200, "isotonic", "as measured"))
+    return replace(candidate, estimate=Estimate(probability, 200, "isotonic", "as measured", assured=probability))
 
 
 def names(found: Plan) -> list[str]:
@@ -66,6 +67,43 @@ def test_quality_ends_at_the_cheapest_model_that_is_good_enough_by_estimate() ->
     assert names(plan("quality", replace(KNOWN, models=(TEACHER, SMALL)))) == ["acme-sums", "big"], "unknown is not good enough"
 
 
+def test_a_likely_answer_is_not_good_enough_for_quality_until_outcomes_assure_it() -> None:
+    likely = replace(SMALL, estimate=Estimate(0.95, 30, "platt", "as measured", assured=0.8))
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, likely)))) == ["big"]
+    found = plan("quality", replace(KNOWN, students=(), models=(TEACHER, likely), least=0.8))
+    assert names(found) == ["small"]
+    assert "surely is good enough (0.800 reaches 0.800)" in found.reason
+
+
+def test_a_model_with_the_answer_before_its_eyes_is_as_good_as_that_until_outcomes_say_otherwise() -> None:
+    told = replace(SMALL, recalled=0.9)
+    found = plan("quality", replace(KNOWN, students=(), models=(TEACHER, told)))
+    assert (names(found), "with earlier answers in context" in found.reason) == (["small"], True)
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, told), least=0.95))) == ["big"]
+    seen = replace(told, estimate=Estimate(0.5, 60, "platt", "as measured", assured=0.4))
+    assert names(plan("quality", replace(KNOWN, students=(), models=(TEACHER, seen)))) == ["big"]
+
+
+@pytest.mark.parametrize("strategy", ["cascade", "quality"])
+def test_a_stated_minimum_is_asked_of_students_by_assurance_and_not_by_probability_alone(strategy: Strategy) -> None:
+    assured = replace(STUDENT.student, calibrator=replace(SURE, assurance=Assurance((0.0, 4.0), (0.8, 0.93))))  # type: ignore[type-var]
+    stated = replace(KNOWN, least=0.9, promised=0.9)
+    unproven = plan(strategy, stated)
+    assert (names(unproven), "is promised" in unproven.reason) == (["big"], True)
+    found = plan(strategy, replace(stated, students=(replace(STUDENT, student=assured),)))
+    assert (names(found), found.steps[0].promised) == (["acme-sums", "big"], 0.9)
+
+
+def test_direct_keeps_a_stated_minimum_too() -> None:
+    models = (TEACHER, replace(SMALL, estimate=Estimate(0.95, 30, "platt", "as measured", assured=0.8)))
+    assert names(plan("direct", replace(KNOWN, students=(), models=models))) == ["small"]
+    assert names(plan("direct", replace(KNOWN, students=(), models=models, promised=0.9, least=0.9))) == ["big"]
+    assured = replace(STUDENT.student, calibrator=replace(SURE, assurance=Assurance((0.0,), (0.95,))))  # type: ignore[type-var]
+    student = known(replace(STUDENT, student=assured), 0.99)
+    found = plan("direct", replace(KNOWN, students=(student,), models=models, promised=0.9, least=0.9))
+    assert (names(found), found.steps[0].promised) == (["acme-sums"], 0.9)
+
+
 def test_direct_asks_the_best_performer_of_similar_queries_and_nobody_else() -> None:
     models = (known(TEACHER, 0.9), known(SMALL, 0.95))
     assert names(plan("direct", replace(KNOWN, models=models))) == ["small"]
@@ -79,6 +117,8 @@ def test_parallel_asks_several_at_once_where_the_query_is_novel_only() -> None:
     novel = plan("parallel", replace(KNOWN, domain=None, students=(), models=models))
     assert (novel.shape, len(novel.steps), names(novel)[0]) == ("parallel", 3, "big")
     assert plan("parallel", replace(KNOWN, models=models)).shape == "cascade"
+    stated = plan("parallel", replace(KNOWN, domain=None, students=(), models=models, promised=0.9))
+    assert (names(stated), "promises no quality" in stated.reason) == (["big"], True)
 
 
 def test_a_budget_is_kept_by_whoever_is_best_within_it() -> None:

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from tutelage.demo import figures
 from tutelage.demo.outcome import PHASES, TIERS, Interval, Outcome
+from tutelage.demo.quarters import DayOutcome
 
 QUIET_SECONDS = 15.0  # between two plain lines about the same thing
 DECISION_WORDS = {"promoted": ("promoted", "green"), "kept_student": ("kept student", "yellow"), "refused": ("refused", "red")}
@@ -152,6 +153,9 @@ def print_report(outcome: Outcome, console: Console | None = None) -> None:
     out = console or Console(highlight=False)
     out.print()
     out.print(Panel(Text(figures.headline(outcome), style="bold"), title="What the students took over", border_style="cyan"))
+    if outcome.day is not None:
+        out.print(_day_table(outcome.day))
+        out.print(_told_of(outcome.day))
     out.print(_traffic_table(outcome))
     out.print(_held_out_table(outcome))
     out.print(_students_table(outcome))
@@ -159,6 +163,35 @@ def print_report(outcome: Outcome, console: Console | None = None) -> None:
     out.print(_footnotes(outcome))
     if outcome.next_steps:
         out.print(_next_steps(outcome))
+
+
+def _day_table(day: DayOutcome) -> Table:
+    table = _table(
+        "The day, against the teacher alone", ("quarter",), ("n", "$/1,000", "alone", "saved", "students", "cache", "right", "kept", "p50")
+    )
+    for number, q in enumerate(day.quarters, start=1):
+        table.add_row(
+            str(number),
+            f"{q.n:,}",
+            figures.usd(q.cost_per_1k_usd),
+            figures.usd(q.alone_cost_per_1k_usd),
+            *(figures.share(part) for part in (q.saved.share, q.saved.by_students, q.saved.by_cache)),
+            figures.score(q.served.accuracy),
+            figures.share(q.quality.ratio),
+            figures.waited(q.latency["all"].p50_seconds),
+        )
+    return table
+
+
+def _told_of(day: DayOutcome) -> Lines:
+    """What was asked and measured, and what each cycle decided."""
+    words = {True: "reached", False: "missed", None: "not measured"}
+    lines = [Text(f"{words[t.met]}: {t.what}: {figures.score(t.measured)} (at least {t.asked:.2f})") for t in day.targets]
+    for cycle in day.cycles:
+        made = ", ".join(f"{v.task} v{v.version} {v.action}" for v in cycle.versions) or "nothing worth a student"
+        lines.append(Text(f"cycle after quarter {cycle.after}, {figures.seconds(cycle.seconds)}: {made}"))
+    lines += [Text(f"quarter {d.quarter}: {d.task} v{d.version} {d.action}, {d.reason}", style="dim") for d in day.decisions]
+    return Lines(*lines, Text())
 
 
 def _traffic_table(outcome: Outcome) -> Table:

@@ -6,6 +6,7 @@ Text only: it refuses to know tables, colours and markup.
 from __future__ import annotations
 
 from tutelage.demo.outcome import PHASES, Group, Interval, Outcome, Slice
+from tutelage.demo.quarters import Quarter
 
 MISSING = "–"
 
@@ -63,8 +64,17 @@ def shown(outcome: Outcome) -> tuple[Group, ...]:
     return ("all",) if same else ("all", "learnable")
 
 
+def waited(value: float | None) -> str:
+    """0.0042 as 4 ms, 1.234 as 1.23 s."""
+    if value is None:
+        return MISSING
+    return f"{1000 * value:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
 def headline(outcome: Outcome) -> str:
     """The one sentence of a demo, over all its traffic, good or bad."""
+    if outcome.day is not None and outcome.day.quarters:
+        return _headline_of_day(outcome.day.quarters[-1], len(outcome.day.quarters))
     after, saved = outcome.traffic["all"]["after"], outcome.savings["all"].share
     if saved is None or after.n == 0:
         return "No unseen traffic was replayed, so nothing can be said about savings yet"
@@ -72,4 +82,14 @@ def headline(outcome: Outcome) -> str:
     return (
         f"Students answered {share(by_students(after))} of unseen requests: the bill {moved}, "
         f"and {share(after.accuracy)} of all answers were right"
+    )
+
+
+def _headline_of_day(last: Quarter, number: int) -> str:
+    saved = last.saved
+    bill = f"cost {share(saved.share)} less" if (saved.share or 0.0) >= 0 else f"cost {share(-(saved.share or 0.0))} more"
+    waiting = f"the median wait was {waited(last.latency['all'].p50_seconds)} against {waited(last.latency['always-teacher'].p50_seconds)}"
+    return (
+        f"In quarter {number} of the day the same requests {bill} than the teacher alone ({share(saved.by_students)} saved by students, "
+        f"{share(saved.by_cache)} by the cache), at {share(last.quality.ratio)} of its quality; {waiting}"
     )

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage.records import Tier
 from tutelage.routing.confidence import MAX_BINS, MIN_PER_BIN, ece
 from tutelage.scoring import wilson
+
+if TYPE_CHECKING:
+    from tutelage.demo.quarters import DayOutcome
 
 Phase = Literal["before", "after"]
 Decision = Literal["promoted", "kept_student", "refused"]
@@ -40,9 +43,9 @@ METHOD = {
 class Answered:
     """One request and what became of it; `tier` None: nobody answered, which counts as wrong.
 
-    `cost_usd` is all that the request took. `student` names the student that tried, served or not, with `confidence`;
-    `escalated`: it tried and the teacher answered. `student_correct`: whether the student's own answer was right, None
-    where only the served answer is known.
+    `cost_usd` is all that the request took, `seconds` how long its client waited. `student` names the student that tried, served
+    or not, with `confidence`; `escalated`: it tried and the teacher answered. `student_correct`: whether the student's own answer
+    was right, None where only the served answer is known.
     """
 
     task: str
@@ -55,6 +58,7 @@ class Answered:
     student: str | None = None
     escalated: bool = False
     student_correct: bool | None = None
+    seconds: float = 0.0
 
     @property
     def by_student(self) -> bool:
@@ -114,10 +118,11 @@ class Prices:
 
 @dataclass(frozen=True)
 class Teacher:
-    """Who answered what no student could: a name and its kind in `configs/models.yaml`."""
+    """Who answered what no student could: a name and its kind in `configs/models.yaml`, and what else is to be told of it."""
 
     name: str
     kind: Literal["openai", "bento", "recorded"]
+    told: str = ""
 
     @property
     def note(self) -> str:
@@ -125,9 +130,9 @@ class Teacher:
         if self.kind == "recorded":
             return (
                 "The teacher is recorded: its answers were read from a file and no model was asked, so its accuracy is that "
-                "of the file. Its cost is what the list price would have charged for the tokens."
+                "of the file. Its cost is what the list price would have charged for the tokens." + self.told
             )
-        return "The teacher is a live model; its cost is the configured price of the tokens it reported."
+        return "The teacher is a live model; its cost is the configured price of the tokens it reported." + self.told
 
 
 @dataclass(frozen=True)
@@ -255,7 +260,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Everything a demo's report shows."""
+    """Everything a demo's report shows; `day` where a day was simulated: then "before" is the teacher alone on its last quarter."""
 
     wall_seconds: float
     peak_rss_mb: float
@@ -272,6 +277,7 @@ class Outcome:
     notes: tuple[str, ...]
     method: dict[str, str]
     next_steps: tuple[NextStep, ...]
+    day: DayOutcome | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values only; the file that `tutelage demo --report` writes."""
@@ -293,7 +299,7 @@ def summarise(answers: Sequence[Answered], trained: Sequence[Trained], run: Run,
         domains={task: _domain(task, answers, trained, run.learnable) for task in tasks},
         traffic={name: _by_phase(some) for name, some in chosen.items()},
         savings=savings,
-        training=_training(answers, trained, run.prices),
+        training=training_of(answers, trained, run.prices),
         teacher={"name": run.teacher.name, "kind": run.teacher.kind, "note": run.teacher.note},
         prices=run.prices,
         threshold=run.threshold,
@@ -359,10 +365,10 @@ def _bin(part: Sequence[Prediction]) -> Bin:
 
 
 def _by_phase(answers: Sequence[Answered]) -> dict[Phase, Slice]:
-    return {phase: _slice([a for a in answers if a.phase == phase]) for phase in PHASES}
+    return {phase: slice_of([a for a in answers if a.phase == phase]) for phase in PHASES}
 
 
-def _slice(answers: Sequence[Answered]) -> Slice:
+def slice_of(answers: Sequence[Answered]) -> Slice:
     n = len(answers)
     accuracy, interval = _rate(sum(a.correct for a in answers), n)
     cached = sum(a.cached and a.tier is not None for a in answers)
@@ -455,10 +461,10 @@ def _own(answered: Answered) -> bool | None:
     return answered.correct if answered.by_student else answered.student_correct
 
 
-def _training(answers: Sequence[Answered], trained: Sequence[Trained], prices: Prices) -> Training:
+def training_of(answers: Sequence[Answered], trained: Sequence[Trained], prices: Prices) -> Training:
     seconds = sum(t.core_seconds for t in trained)
     cost = seconds / 3600.0 * prices.cpu_per_core_hour_usd
-    before, after = (_slice([a for a in answers if a.phase == phase]).cost_per_1k_usd for phase in PHASES)
+    before, after = (slice_of([a for a in answers if a.phase == phase]).cost_per_1k_usd for phase in PHASES)
     saved = before - after if before is not None and after is not None else 0.0
     return Training(seconds, cost, math.ceil(1000.0 * cost / saved) if saved > 0.0 else None)
 

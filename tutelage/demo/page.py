@@ -27,6 +27,7 @@ def render(outcome: Outcome) -> str:
         score_within=figures.score_within,
         share_within=figures.share_within,
         seconds=figures.seconds,
+        waited=figures.waited,
     )
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         outcome=outcome,
@@ -34,10 +35,21 @@ def render(outcome: Outcome) -> str:
         shown=figures.shown(outcome),
         by_students=figures.by_students,
         plots=_plots(outcome),
+        day_plots=_day_plots(outcome),
         phases=PHASES,
         tiers=TIERS,
         decision_words=DECISION_WORDS,
     )
+
+
+def _day_plots(outcome: Outcome) -> dict[str, str]:
+    from markupsafe import Markup
+
+    from tutelage.demo import plots
+
+    if outcome.day is None:
+        return {}
+    return {name: Markup(svg) for name, svg in plots.day(outcome.day.quarters).items()}  # noqa: S704  drawn from numbers alone
 
 
 def _plots(outcome: Outcome) -> dict[tuple[str, str], dict[str, str]]:

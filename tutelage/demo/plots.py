@@ -1,4 +1,4 @@
-"""A student's learning curve and reliability diagram as inline SVG that takes its colours from the page around it.
+"""A student's learning curve and reliability diagram, and a day's quarters, as inline SVG that takes its colours from the page around it.
 
 matplotlib draws; every colour is a stand-in that is replaced by a CSS variable, so one drawing suits a light and a dark page.
 """
@@ -9,12 +9,14 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from tutelage.demo.outcome import CurvePoint, Reliability
+from tutelage.demo.quarters import Quarter
 
-INK, MUTED, LINE, STUDENT = "#010101", "#020202", "#030303", "#040404"
-CSS = {INK: "--ink", MUTED: "--muted", LINE: "--line", STUDENT: "--student"}
+INK, MUTED, LINE, STUDENT, TEACHER, CACHE = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+CSS = {INK: "--ink", MUTED: "--muted", LINE: "--line", STUDENT: "--student", TEACHER: "--teacher", CACHE: "--cache"}
 SIZE = (3.6, 2.7)  # inches, at 72 units each: drawn at about its own size on a phone
 STYLE = {
     "svg.fonttype": "none",  # letters stay letters: selectable, and in the page's own font
@@ -53,6 +55,75 @@ def reliability_diagram(measured: Reliability, threshold: float, name: str) -> s
 def learning_curve(curve: Sequence[CurvePoint], name: str) -> str:
     """Loss by optimiser step and, below it, validation accuracy where it was measured. `name` is unique on the page."""
     return _drawn(lambda figure: _draw_curve(figure, curve), name, "Loss and validation accuracy by optimiser step")
+
+
+def day(quarters: Sequence[Quarter]) -> dict[str, str]:
+    """By what they show: who paid and saved what, quality and waiting time by quarter."""
+    drawn = {
+        "cost": (_draw_cost, "Cost of 1,000 requests by quarter: paid, saved by students, saved by cache"),
+        "quality": (_draw_quality, "Share right by quarter: as served, students alone, always-teacher"),
+        "latency": (_draw_latency, "Seconds of waiting by quarter: median and 95th percentile, and always-teacher's"),
+    }
+    return {name: _drawn(partial(draw, quarters=quarters), f"day-{name}", label) for name, (draw, label) in drawn.items()}
+
+
+def _draw_cost(figure: Any, quarters: Sequence[Quarter]) -> None:
+    axes, full = figure.subplots(), [q.alone_cost_per_1k_usd or 0.0 for q in quarters]
+    cache, students = ([part * cost for part, cost in zip(parts, full, strict=True)] for parts in _savings(quarters))
+    paid = [q.cost_per_1k_usd or 0.0 for q in quarters]
+    numbers = _numbers(quarters)
+    axes.bar(numbers, paid, color=TEACHER, label="paid")
+    axes.bar(numbers, students, bottom=paid, color=STUDENT, label="saved by students")
+    axes.bar(numbers, cache, bottom=[a + b for a, b in zip(paid, students, strict=True)], color=CACHE, label="saved by cache")
+    axes.plot(numbers, full, color=INK, linewidth=1.0, marker="_", markersize=16, linestyle="none", label="always-teacher")
+    axes.set(ylabel="$ per 1,000 requests", ylim=(0, 1.35 * max(full, default=1.0)))
+    _by_quarter(axes, numbers, legend="upper center")
+
+
+def _savings(quarters: Sequence[Quarter]) -> tuple[list[float], list[float]]:
+    """Shares saved by cache and by students; what trying and checking cost is taken from the students' part, so that bars add up."""
+    return (
+        [q.saved.by_cache for q in quarters],
+        [max(q.saved.by_students + q.saved.by_escalations + q.saved.by_checks, 0.0) for q in quarters],
+    )
+
+
+def _draw_quality(figure: Any, quarters: Sequence[Quarter]) -> None:
+    axes, numbers = figure.subplots(), _numbers(quarters)
+    alone = [q.alone.accuracy for q in quarters]
+    axes.plot(numbers, alone, color=MUTED, linewidth=1.0, linestyle=(0, (4, 3)), marker="o", markersize=3, label="always-teacher")
+    for number, q in zip(numbers, quarters, strict=True):
+        if q.by_students_right is not None and q.by_students_wilson95 is not None:
+            axes.plot([number + 0.08] * 2, q.by_students_wilson95, color=STUDENT, linewidth=1.0, alpha=0.6)
+    by_students = [
+        (number + 0.08, q.by_students_right) for number, q in zip(numbers, quarters, strict=True) if q.by_students_right is not None
+    ]
+    if by_students:
+        axes.plot(*zip(*by_students, strict=True), color=STUDENT, linewidth=1.0, marker="s", markersize=3, label="given by students")
+    axes.plot(numbers, [q.served.accuracy for q in quarters], color=INK, linewidth=1.4, marker="o", markersize=3, label="as served")
+    axes.set(ylabel="share right", ylim=(0, 1.05))
+    _by_quarter(axes, numbers, legend="lower center")
+
+
+def _draw_latency(figure: Any, quarters: Sequence[Quarter]) -> None:
+    axes, numbers = figure.subplots(), _numbers(quarters)
+    for who, colour, told in (("always-teacher", MUTED, "always-teacher"), ("all", STUDENT, "as served")):
+        shown = [q.latency[who] for q in quarters]
+        axes.plot(
+            numbers, [one.p50_seconds for one in shown], color=colour, linewidth=1.6, marker="o", markersize=3, label=f"{told}, median"
+        )
+        axes.plot(numbers, [one.p95_seconds for one in shown], color=colour, linewidth=1.0, linestyle=(0, (4, 3)), label=f"{told}, 95 %")
+    axes.set(ylabel="seconds of waiting", ylim=(0, 1.35 * axes.get_ylim()[1]))
+    _by_quarter(axes, numbers, legend="upper center")
+
+
+def _numbers(quarters: Sequence[Quarter]) -> list[int]:
+    return list(range(1, len(quarters) + 1))
+
+
+def _by_quarter(axes: Any, numbers: Sequence[int], *, legend: str) -> None:
+    axes.set(xlabel="quarter of the day", xticks=numbers, xlim=(0.5, len(numbers) + 0.5))
+    axes.legend(loc=legend, fontsize=7, ncols=2)
 
 
 def _draw_reliability(axes: Any, measured: Reliability, threshold: float) -> None:

@@ -99,7 +99,7 @@ def default_traffic(*, seed: int, per_domain_before: int, per_domain_after: int)
     seen: set[PromptKey] = set()
     for task in TASKS:
         wanted = per_domain_before + per_domain_after
-        items = _distinct(_generate(task, seed), wanted, seen)
+        items = _distinct(generate(task, seed), wanted, seen)
         if len(items) < wanted:
             notes.append(f"{task.name} has {len(items)} different prompts where {wanted} were asked for")
         rng.shuffle(items)  # prompts that are rare for their generator are found late
@@ -127,7 +127,7 @@ def read_traffic(paths: Sequence[Path], *, seed: int, after_share: float) -> Tra
     by_task: dict[str, dict[PromptKey, list[Item]]] = defaultdict(lambda: defaultdict(list))
     home: dict[PromptKey, str] = {}  # a prompt logged under two domains goes where it was first seen, so it cannot straddle
     for path in paths:
-        for item in _rows(path):
+        for item in read_log(path):
             by_task[home.setdefault(item.key, item.task)][item.key].append(item)
     if not by_task:
         raise TrafficUnreadable(f"{', '.join(map(str, paths)) or 'no file'}: found no rows; expected {EXPECTED}")
@@ -162,7 +162,7 @@ def _distinct(items: Iterator[Item], wanted: int, seen: set[PromptKey]) -> list[
     return found
 
 
-def _generate(task: Task, seed: int) -> Iterator[Item]:
+def generate(task: Task, seed: int) -> Iterator[Item]:
     """Endless items of one task; each task's randomness is its own, so adding a task changes no other's items."""
     task_seed = random.Random(f"{task.name} {seed}").getrandbits(48)
     dataset = _reasoning_gym().create_dataset(task.name, seed=task_seed, size=10**9, **task.settings)
@@ -210,7 +210,7 @@ def _log_notes(by_task: Mapping[str, Mapping[PromptKey, Sequence[Item]]]) -> Ite
         yield f"{unsure} prompts were answered in more than one way in the log; only one answer can be taught"
 
 
-def _rows(path: Path) -> Iterator[Item]:
+def read_log(path: Path) -> Iterator[Item]:
     """The items of one file; blank lines are skipped. Raises TrafficUnreadable naming the file and the line."""
     number = 0
     try:

@@ -66,7 +66,7 @@ def rotate(held: Sequence[Canary], candidates: Sequence[Canary], *, size: int, q
     known = {canary.key for canary in held}
     fresh = sorted((c for c in candidates if c.key not in known), key=lambda c: hashlib.sha256(c.key).digest())
     kept = sorted(held, key=lambda c: (-c.quarter, c.key))
-    if len(kept) >= size and kept[0].quarter < quarter:
+    if kept and len(kept) >= size and kept[0].quarter < quarter:
         kept = kept[: max(size - round(size * share), size - len(fresh))]
     room = max(size - len(kept), 0)
     return [*kept[:size], *(Canary(c.key, c.embedding, quarter) for c in fresh[:room])]

@@ -5,31 +5,44 @@ A pure rule over counted traffic; it refuses to know where the counts come from 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from pydantic import Field
+import yaml
+from pydantic import Field, model_validator
 
 from tutelage.evolution.evidence import Tally
 from tutelage.scoring import wilson
-from tutelage.settings import Strict
+from tutelage.settings import CHECKOUT, Strict
 
 Kind = Literal["skill", "knowledge"]
-Choice = Literal["train", "retrieve", "wait"]
+Choice = Literal["train", "propose", "retrieve", "wait"]
+PRESET_DIR = CHECKOUT / "configs" / "presets" / "evolve"
 HOPELESS = 0.05  # share of the requests that a domain's next student may take when its last one learned nothing
 
 
 class EvolveSettings(Strict):
-    """When a gap is worth a student, and how much one cycle may take on (`evolve.yaml`).
+    """When a cycle begins, when a gap is worth a student, and how much one cycle may take on (`evolve.yaml`).
 
+    `preset`: shipped values (configs/presets/evolve) that hold where nothing else is said. `evolution_interval`: interactions of a tenant
+    after which its next cycle begins by itself; `schedule_hours`: hours after which one does where there was any; null: not for that
+    reason. `rest_minutes`: between two cycles of a tenant that begin by themselves. `auto_spawn_students`: whether gaps become students
+    without being asked; otherwise they are proposed. `max_models_per_domain`: versions of a domain's student that are kept to answer.
     `training_seconds_per_day`: core-seconds of training that a tenant's gaps may use in a day; `training_seconds`: of one student, where
     none of its domain was trained yet. `untried_share`: the share of a domain that an untried student is expected to take over.
     `recall_from`: a gap is one of knowledge when the nearest earlier answer is right so often, with 95 % confidence. `retrieval`:
-    whether the gateway answers such gaps from earlier answers; otherwise they are trained like any other. `canaries`: held-out items kept
+    whether the gateway answers such gaps from earlier answers, otherwise they are trained like any other; null: it does where models.yaml
+    names a model cheaper than the teacher. `canaries`: held-out items kept
     for each domain, replaced by a fifth a quarter; what is as similar to one as `canary_similarity` (cosine) is not trained on either.
     """
 
+    preset: Literal["aggressive", "stable"] | None = None
+    evolution_interval: int | None = Field(default=100, ge=1)
+    schedule_hours: float | None = Field(default=24, gt=0)
+    rest_minutes: float = Field(default=10, ge=0)
+    auto_spawn_students: bool = True
+    max_models_per_domain: int = Field(default=10, ge=1)
     window_rows: int = Field(default=20_000, gt=0)
     min_requests: int = Field(default=100, gt=0)
     min_failure_rate: float = Field(default=0.2, ge=0, le=1)
@@ -40,9 +53,15 @@ class EvolveSettings(Strict):
     training_seconds: float = Field(default=600, gt=0)
     untried_share: float = Field(default=0.5, gt=0, le=1)
     recall_from: float = Field(default=0.85, gt=0, le=1)
-    retrieval: bool = False
+    retrieval: bool | None = None
     canaries: int = Field(default=100, ge=0)
     canary_similarity: float = Field(default=0.99, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_preset(cls, given: Any) -> Any:
+        file = PRESET_DIR / f"{given.get('preset')}.yaml" if isinstance(given, dict) else None
+        return {**yaml.safe_load(file.read_text()), **given} if file is not None and file.is_file() else given
 
 
 @dataclass(frozen=True)
@@ -102,11 +121,19 @@ class Gap:
         return asdict(self)
 
 
-def measure(traffic: Sequence[Traffic], settings: EvolveSettings, *, tried: Mapping[str, Tried], spent_seconds: float = 0.0) -> list[Gap]:
+def measure(
+    traffic: Sequence[Traffic],
+    settings: EvolveSettings,
+    *,
+    tried: Mapping[str, Tried],
+    spent_seconds: float = 0.0,
+    asked: Collection[str] = (),
+) -> list[Gap]:
     """Gaps by falling priority; the first worthy ones are trained, as many as a cycle and what is left of the day's budget allow.
 
     `tried`: of each domain's newest student version; another is tried only when there is `retry_growth` times as much to learn from.
-    `spent_seconds`: core-seconds of training that were used today already.
+    `spent_seconds`: core-seconds of training that were used today already. `asked`: the domains that a person wants a student for: no
+    other is trained then; without any and without `auto_spawn_students` every worthy gap is proposed.
     """
     everything = sum(t.requests for t in traffic) or 1
     measured = [(t, _measured(t, settings, tried.get(t.domain), everything)) for t in traffic]
@@ -115,6 +142,9 @@ def measure(traffic: Sequence[Traffic], settings: EvolveSettings, *, tried: Mapp
         refusal = _refusal(domain, settings, tried.get(domain.domain))
         if refusal is None and gap.kind == "knowledge" and settings.retrieval:
             gaps.append(replace(gap, decision="retrieve", reason=_recalled(domain)))
+            continue
+        if refusal is None and domain.domain not in asked and (asked or not settings.auto_spawn_students):
+            gaps.append(replace(gap, decision="propose", reason=f"{gap.reason}; a person decides: tutelage gaps spawn"))
             continue
         if refusal is None and chosen >= settings.max_students:
             refusal = f"{settings.max_students} gaps of this cycle are worth more"

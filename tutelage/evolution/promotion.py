@@ -97,10 +97,10 @@ def compared(pairs: Tally, *, domain: str, price: float, champion_price: float) 
 class Evidence:
     """What is known of a candidate from frozen held-out items it never saw.
 
-    `wins`: answers judged at least as good as the teacher's. `lower`, `upper`: 95 % Wilson bounds of the share right.
-    `majority`: share right of always giving the most frequent answer. `comparison`: with who answers the domain now,
-    on the same items. `learnable` False: the probe ended the training early, for `learnable_reason`. `suspicion`: why the figures
-    cannot be believed (`canaries.py`).
+    `wins`: answers judged at least as good as the teacher's. `lower`, `upper`: 95 % Wilson bounds of the share right. `majority`: share
+    right of always giving the most frequent answer. `comparison`: with who answers the domain now, on the same items; `kept`: the same on
+    earlier traffic, its canaries and the champion's own held-out items. `learnable` False: the probe ended the training early, for
+    `learnable_reason`. `suspicion`: why the figures cannot be believed (`canaries.py`).
     """
 
     n: int
@@ -117,6 +117,7 @@ class Evidence:
     before: float | None = None
     comparison: Comparison | None = None
     suspicion: str | None = None
+    kept: Mapping[str, Tally] = field(default_factory=dict)
 
     @property
     def tally(self) -> Tally:
@@ -162,6 +163,9 @@ def judge(evidence: Evidence, settings: PromotionSettings, *, needed: float | No
         return Verdict("refuse", None, f"{held_out}: not above always giving the majority answer ({evidence.majority:.2f})")
     if evidence.suspicion is not None:
         return Verdict("refuse", None, f"{held_out}: not believed, {evidence.suspicion}")
+    lost = forgotten(evidence.kept, settings)
+    if lost:
+        return Verdict("refuse", None, f"{held_out}: forgets earlier traffic, {lost}")
     enough = good_enough(evidence.tally, evidence.confidence, settings.ta, needed=needed or settings.evidence)
     tier: Tier = "ta" if enough.passed else "student"
     if evidence.comparison is not None:
@@ -223,6 +227,14 @@ def better(comparison: Comparison, settings: PromotionSettings, *, needed: float
     if e < needed:
         held_back.append(f"evidence of {needed:.3g} needed")
     return Finding(not held_back, e, path, "; ".join([seen, *held_back]))
+
+
+def forgotten(kept: Mapping[str, Tally], settings: PromotionSettings) -> str:
+    """What a candidate knows less of than who answers now, by where the items are from; empty where it is nothing. What was observed needs
+    no proof here: it only ever holds a candidate back."""
+    lost = {name: pairs for name, pairs in kept.items() if pairs.n >= settings.ta.min_queries and pairs.lead < -settings.domain_tolerance}
+    told = [f"{-pairs.lead:.1%} of {pairs.n} {name} lost against the champion" for name, pairs in sorted(lost.items())]
+    return "; ".join([*told, f"{settings.domain_tolerance:.0%} allowed"]) if told else ""
 
 
 def worse(comparison: Comparison, settings: PromotionSettings) -> Finding:

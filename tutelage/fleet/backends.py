@@ -5,6 +5,7 @@ It refuses to know who should answer; it says what an answer cost and whether an
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -201,10 +202,13 @@ class OpenAIBackend:
 
 
 class RecordedBackend:
-    """Answers from a file of recorded prompts. For demos and backtests; it says so in its name and in every report."""
+    """Answers from a file of recorded prompts, after `delay_seconds`. For demos and backtests; its name and every report say so."""
 
-    def __init__(self, name: str, path: Path, *, price: Price | None, count_tokens: Callable[[str], int]) -> None:
+    def __init__(
+        self, name: str, path: Path, *, price: Price | None, count_tokens: Callable[[str], int], delay_seconds: float = 0.0
+    ) -> None:
         self.name = name
+        self._delay = delay_seconds
         self._answers = read_recording(path)
         self._price = price
         self._count = count_tokens
@@ -213,6 +217,7 @@ class RecordedBackend:
         text = self._answers.get(_conversation(payload["messages"]))
         if text is None:
             raise NotFound(f"{self.name} is a recording and holds no answer to this prompt; configure a real teacher in models.yaml")
+        await asyncio.sleep(self._delay)
         choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop", "logprobs": None}
         prompt_tokens, completion_tokens = count_prompt(self._count, payload), self._count(text)
         return Answer(
@@ -245,7 +250,8 @@ def build(entry: ModelEntry, *, count_tokens: Callable[[str], int]) -> OpenAIBac
         ConfigInvalid: a recording that cannot be read.
     """
     if entry.kind == "recorded":
-        return RecordedBackend(entry.name, Path(os.path.expandvars(entry.path or "")), price=entry.price, count_tokens=count_tokens)
+        path = Path(os.path.expandvars(entry.path or ""))
+        return RecordedBackend(entry.name, path, price=entry.price, count_tokens=count_tokens, delay_seconds=entry.delay_seconds)
     key = os.environ.get(entry.api_key_env) if entry.api_key_env else None
     endpoint = Endpoint(
         entry.name,

@@ -7,18 +7,20 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 
 from tutelage.errors import EngineFailed
 from tutelage.fleet import processes
-from tutelage.settings import Home
+from tutelage.settings import CHECKOUT, Home
 
 READY_SECONDS = 180.0
+WORKER = "prefect-worker"
 
 
-def start(home: Home) -> dict[str, str]:
-    """URLs by name. Raises EngineFailed when one does not come up."""
+def start(home: Home, *, config_dir: Path) -> dict[str, str]:
+    """URLs by name; beside Prefect's server runs the worker of its deployments. Raises EngineFailed when one does not come up."""
     ports = {"prefect": _port(4200), "mlflow": _port(5000)}
     store = home.environment()["MLFLOW_TRACKING_URI"]
     commands = {
@@ -32,7 +34,23 @@ def start(home: Home) -> dict[str, str]:
         urls[name] = running(home, name) or _begin(home, name, arguments, ports[name])
     for name, url in urls.items():
         _wait(home, name, url + paths[name])
+    if processes.find(home, WORKER) is None:
+        begin_worker(home, urls["prefect"], config_dir=config_dir)
     return urls
+
+
+def begin_worker(home: Home, prefect_url: str, *, config_dir: Path) -> None:
+    """Start what registers the deployments and carries them out, one at a time, behind everything that answers requests."""
+    environment = {
+        "PREFECT_API_URL": f"{prefect_url}/api",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",  # of a run: one that is silent for longer is shown as crashed
+        "TUTELAGE_CONFIG": str(config_dir),
+        "PYTHONPATH": str(CHECKOUT),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = processes.python("-m", "flows.deployments", "--config", str(config_dir))
+    processes.start(home, WORKER, ["nice", "-n", "10", *command], environment=environment)
 
 
 def running(home: Home, name: str) -> str | None:
@@ -42,6 +60,12 @@ def running(home: Home, name: str) -> str | None:
         return None
     command = process.cmdline()
     return f"http://127.0.0.1:{command[command.index('--port') + 1]}"
+
+
+def prefect_api(home: Home) -> str | None:
+    """Where cycles may be asked for: this home's Prefect server, while the worker that carries them out runs too."""
+    url = running(home, "prefect")
+    return f"{url}/api" if url and processes.find(home, WORKER) else None
 
 
 def _begin(home: Home, name: str, arguments: Sequence[str], port: int) -> str:

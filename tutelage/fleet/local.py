@@ -66,7 +66,11 @@ def _prepare(name: str, module: str, out: Path, environment: Mapping[str, str]) 
 class Local(AbstractContextManager["Local"]):
     """The running processes of one home. Entering starts what is missing, leaving ends all of it."""
 
-    def __init__(self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info) -> None:
+    def __init__(
+        self, home: Home, *, config_dir: Path, host: str, port: int, workers: int, say: Say = log.info, unattended: bool = False
+    ) -> None:
+        """`unattended`: cycles begin by themselves when they are due (evolve.yaml)."""
+        self._beside = ("watch", "review", *(("timer",) if unattended else ()))
         self.home, self.config_dir, self.host, self.port, self.workers, self._say = home, config_dir, host, port, workers, say
         self.tier, self.gateway = load(TierSettings, config_dir), load(GatewaySettings, config_dir)
         for kind in (RoutingSettings, ModelsSettings, EvolveSettings, PromotionSettings, RolloutSettings, WatchSettings):
@@ -105,14 +109,14 @@ class Local(AbstractContextManager["Local"]):
         self._say("starting the tier and the gateway")
         self._start_tier()
         self._start_gateway()
-        self._start_beside("watch")
-        self._start_beside("review")
+        for name in self._beside:
+            self._start_beside(name)
         self._wait("gateway", lambda: _healthy(f"{self.url}/health/ready"))
         self._wait("tier", self._control.ready)
         self.reconcile()
 
     def _stop(self) -> None:
-        for name in ("review", "watch"):
+        for name in self._beside:
             processes.stop(self.home, name)
         processes.stop(self.home, "gateway", grace=self.gateway.drain_seconds + processes.GRACE_SECONDS)
         processes.stop(self.home, "tier")
@@ -153,7 +157,7 @@ class Local(AbstractContextManager["Local"]):
         processes.start(self.home, "gateway", serve, environment=environment)
 
     def _start_beside(self, name: str) -> None:
-        """`watch` or `review`: what looks every few seconds at what is served, and needs no scheduler."""
+        """One of the small processes that look at the database every so often: watch, review, timer."""
         command = processes.python("-m", f"flows.{name}", "--config", str(self.config_dir))
         environment = {"TUTELAGE_HOME": str(self.home.root), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
         processes.start(self.home, name, command, environment=environment)
@@ -194,8 +198,9 @@ class Local(AbstractContextManager["Local"]):
             if "TUTELAGE_VALKEY_URL" not in os.environ and processes.find(self.home, "valkey") is None:
                 self._say("Valkey ended; starting it again")
                 engines.start_valkey(self.home)
-            starts: dict[str, Callable[[], None]] = {"tier": self._start_tier, "gateway": self._start_gateway}
-            for name, start in (starts | {name: partial(self._start_beside, name) for name in ("watch", "review")}).items():
+            starts = {"tier": self._start_tier, "gateway": self._start_gateway}
+            starts |= {name: partial(self._start_beside, name) for name in self._beside}
+            for name, start in starts.items():
                 if processes.find(self.home, name) is None:
                     self._say(f"the {name} ended; starting it again")
                     start()
@@ -232,7 +237,9 @@ async def _wanted(database_url: str) -> list[tiers.Wanted]:
     pool = await open_pool(database_url, size=1)
     try:
         held = [(c.adapter, c.path, c.digest) for c in await registry.champions(pool)] + await registry.standby(pool)
-        return [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
+        wanted = [tiers.Wanted(name, str(Path(path) / "adapter"), digest) for name, path, digest in dict.fromkeys(held)]
+        fresh = [tiers.Wanted(s.adapter, str(Path(s.path) / registry.FRESH), s.digest) for s in await registry.spawned(pool)]
+        return wanted + fresh
     finally:
         await pool.close()
 

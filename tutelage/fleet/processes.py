@@ -35,8 +35,13 @@ def start(home: Home, name: str, command: Sequence[str], *, environment: Mapping
             env={**os.environ, **home.environment(), **(environment or {})},
             start_new_session=True,  # a Ctrl-C at the terminal reaches our command only, which then ends its children in order
         )
-    _write(_file(home, name), {"pid": process.pid, "created": process.create_time(), "command": list(command)})
+    note(home, name, process.pid, command)
     return process
+
+
+def note(home: Home, name: str, pid: int, command: Sequence[str]) -> None:
+    """Remember a running process of this home, so that a later command finds it and what it leaves."""
+    _write(_file(home, name), {"pid": pid, "created": psutil.Process(pid).create_time(), "command": list(command)})
 
 
 def python(*arguments: str) -> list[str]:
@@ -65,6 +70,8 @@ def stop(home: Home, name: str, *, grace: float = GRACE_SECONDS) -> bool:
     process = find(home, name)
     if process is not None:
         end(process, grace=grace)
+    else:
+        _end_orphans(home, name, grace=grace)
     _file(home, name).unlink(missing_ok=True)
     return process is not None
 
@@ -107,6 +114,19 @@ def on_terminate_raise() -> None:
         signal.signal(number, interrupt)
 
 
+def _end_orphans(home: Home, name: str, *, grace: float) -> None:
+    """End what a process that was killed left in the session that it led."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        fact = json.loads(_file(home, name).read_text())
+        leader, since = int(fact["pid"]), float(fact["created"])
+        if leader == os.getsid(0) or (psutil.pid_exists(leader) and psutil.Process(leader).status() != psutil.STATUS_ZOMBIE):
+            return  # the number was given to another process since, so its session had ended
+        for process in psutil.process_iter(["create_time"]):
+            with contextlib.suppress(OSError, psutil.Error):
+                if os.getsid(process.pid) == leader and process.info["create_time"] >= since - 1 and process.pid != leader:
+                    end(process, grace=grace)
+
+
 def _descendants(process: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         return list(process.children(recursive=True))
@@ -125,15 +145,19 @@ def _write(path: Path, fact: dict[str, object]) -> None:
 
 def claim(home: Home, name: str) -> None:
     """Note the running process itself under that name."""
-    me = psutil.Process()
-    _write(_file(home, name), {"pid": me.pid, "created": me.create_time(), "command": sys.argv})
+    note(home, name, os.getpid(), sys.argv)
 
 
 def release(home: Home, name: str) -> None:
     """Forget the running process's own note."""
     found = find(home, name)
     if found is None or found.pid == os.getpid():
-        _file(home, name).unlink(missing_ok=True)
+        forget(home, name)
+
+
+def forget(home: Home, name: str) -> None:
+    """Drop the note of a process that has ended by itself."""
+    _file(home, name).unlink(missing_ok=True)
 
 
 def run_attached(home: Home, name: str, command: Sequence[str], *, environment: Mapping[str, str] | None = None) -> int:
@@ -142,7 +166,7 @@ def run_attached(home: Home, name: str, command: Sequence[str], *, environment: 
     process = psutil.Popen(
         list(command), cwd=CHECKOUT, env={**os.environ, **home.environment(), **(environment or {})}, start_new_session=True
     )
-    _write(_file(home, name), {"pid": process.pid, "created": process.create_time(), "command": list(command)})
+    note(home, name, process.pid, command)
     try:
         return int(process.wait())
     finally:

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 MISSED_BEATS = 3  # of another worker, since somebody first found one missing: after an outage of Valkey everybody has missed some
 BURIAL_SECONDS = 15  # one worker settles what a dead one left; if it dies over it, the next may soon: doing it twice changes nothing
 OUTAGE_SHARE = 0.01  # of a daily quota, for all workers together, while nobody counts for them
+LINGER_SECONDS = 0.002  # what is given back goes along with the next request that is decided, or so much later
+MANY = 100  # requests: who may have so many is not held up by one that is given back a little later
 SCRIPT = Path(__file__).parent / "scripts" / "limits.lua"
 LIMITS = ("concurrent", "queries_per_day", "requests_per_minute", "tokens_per_minute", "spend_per_month_microusd")
 TOLD = {
@@ -66,6 +68,13 @@ class Party:
     @property
     def name(self) -> tuple[Scope, str, str]:
         return self.scope, self.tenant_id, self.id
+
+    @cached_property
+    def roomy(self) -> bool:
+        """Whether another worker is not likely to need what a request of it gives back at this very moment."""
+        limits = self.limits
+        few = (limit is not None and limit < MANY for limit in (limits.concurrent, limits.queries_per_day))
+        return not any(few) and limits.tokens_per_minute is None and limits.spend_per_month_microusd is None
 
     def counters(self, now: datetime) -> list[str]:
         """The names of its counters, in the order of LIMITS."""
@@ -197,7 +206,7 @@ class Admission:
     ) -> None:
         self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
         self._script = self._client.register_script(SCRIPT.read_text())
-        self._decisions: Batched[Call, tuple[str, int, int]] = Batched(self._decide)
+        self._decisions: Batched[Call, tuple[str, int, int]] = Batched(self._decide, linger_seconds=LINGER_SECONDS)
         self._used = used
         self._lost = lost
         self._beat = beat_seconds
@@ -220,16 +229,34 @@ class Admission:
         """Whether this worker counts for itself just now."""
         return self._monotonic() < self._down_until
 
-    async def grant(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> Meter:
+    def meter(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> Meter:
+        """Of a request that is to be granted."""
+        return Meter(request_id, tuple(parties), self._clock(), reserved)
+
+    async def grant(self, meter: Meter) -> None:
         """Let a request run, until `end`. Raises LimitReached."""
-        meter = Meter(request_id, tuple(parties), self._clock(), reserved)
-        await self._take(meter)
-        return meter
+        for _ in range(len(meter.parties) + 1):  # each may be unknown once
+            if self.degraded:
+                break
+            try:
+                limit, party, wait_ms = await self._ask(meter)
+            except FAULTS as failed:
+                log.warning("limits are counted in this worker for a while: %r", failed)
+                self._down_until = self._monotonic() + self._pause
+                meter.doubtful = True
+                break
+            if limit != "unknown":
+                _refuse_if(limit, party, meter, wait_ms)
+                return
+            await self._remember(party, meter)
+        meter.local = True
+        self._take_locally(meter)
 
     @asynccontextmanager
     async def granted(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> AsyncIterator[Meter]:
-        """As `grant`, for the length of a block."""
-        meter = await self.grant(request_id, parties, reserved)
+        """A request that is granted for the length of a block. Raises LimitReached."""
+        meter = self.meter(request_id, parties, reserved)
+        await self.grant(meter)
         try:
             yield meter
         finally:
@@ -298,24 +325,6 @@ class Admission:
         await self._client.srem(WORKERS, worker)
         await self._client.delete(_running(worker), _missing(worker))
 
-    async def _take(self, meter: Meter) -> None:
-        for _ in range(len(meter.parties) + 1):  # each may be unknown once
-            if self.degraded:
-                break
-            try:
-                limit, party, wait_ms = await self._ask(meter)
-            except FAULTS as failed:
-                log.warning("limits are counted in this worker for a while: %r", failed)
-                self._down_until = self._monotonic() + self._pause
-                meter.doubtful = True
-                break
-            if limit != "unknown":
-                _refuse_if(limit, party, meter, wait_ms)
-                return
-            await self._remember(party, meter)
-        meter.local = True
-        self._take_locally(meter)
-
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
         reserved, whose = meter.reserved, meter.parties
         values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, whose[0].tenant_id, whose[-1].id, meter.at.isoformat())
@@ -372,7 +381,7 @@ class Admission:
         taken = meter.taken or Estimate(0, 0)
         unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
         call = Call("end", self._runs, meter.request_id, *meter.standing, unused)
-        self._decisions.send(call, lambda failed: self._later(meter, failed))
+        self._decisions.send(call, lambda failed: self._later(meter, failed), linger=all(party.roomy for party in meter.parties))
 
     def _later(self, meter: Meter, failed: Exception) -> None:
         if not self.degraded:

@@ -22,7 +22,7 @@ from tutelage import __version__
 from tutelage.errors import Unavailable
 from tutelage.fleet import backends
 from tutelage.fleet.endpoint import Deadlines, Endpoint
-from tutelage.gateway import admin, bare, configuration, endpoints, wire
+from tutelage.gateway import admin, bare, configuration, endpoints, summary, wire
 from tutelage.gateway.admission import Admission, Estimate, Lost, Party, Used
 from tutelage.gateway.cache import Cache
 from tutelage.gateway.callers import Callers
@@ -37,12 +37,14 @@ from tutelage.gateway.judging import Judging
 from tutelage.gateway.models import Models
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.planning import Planning
+from tutelage.gateway.recalling import Recalling
 from tutelage.gateway.recording import Recording, utc_now
 from tutelage.gateway.semantic import Semantic
 from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import Watcher
 from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
+from tutelage.gateway.verifying import Verifying
 from tutelage.routing.encoder import Encoder
 from tutelage.settings import Home, ModelEntry, ModelsSettings
 from tutelage.stores.bodies import Sweeper
@@ -52,6 +54,8 @@ from tutelage.stores.interactions import Recorder, add_lost, used
 from tutelage.telemetry import Metrics, log_to_stderr, spans_from_environment
 
 log = logging.getLogger(__name__)
+
+COLLECT = (5_000, 20, 100)  # objects before a look for cycles: a request makes hundreds, and hardly any; the default looks once a request
 
 
 def create() -> wire.Gateway:
@@ -126,11 +130,20 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         state.estimators = {}
         planning = Planning(routing, estimators=state.estimators, randomness=randomness)
         judging = Judging(models, routing)
-        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, metrics=state.metrics)
+        current_routing = lambda: state.configuration.current.routing  # noqa: E731 - the configuration is opened later and changes
         turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=current_routing)
+        state.recalling = Recalling(pool, current_routing, watcher.erasures)
+        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, recalling=state.recalling, metrics=state.metrics)
         state.shadows = Shadows(
-            pool, recorder, dispatch, judging, routing=lambda: state.configuration.current.routing, randomness=randomness, clock=utc_now
+            pool,
+            recorder,
+            dispatch,
+            judging,
+            Verifying(pool, routing=current_routing),
+            routing=current_routing,
+            randomness=randomness,
+            clock=utc_now,
         )
         if settings.bare:
             state.shadows = bare.NoShadows()
@@ -144,6 +157,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             settings=lambda: state.configuration.current.gateway,
             tenants=settings.semantic_tenants,
             erasures=watcher.erasures,
+            judge=state.shadows.as_good,
         )
         pipeline = Pipeline(
             watcher=watcher,
@@ -180,11 +194,16 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         # reports and checks of chains have connections of their own, so that they hold up nothing that a request needs
         state.admin_pool = await open_pool(setup.database_url, size=2)
         opened.push_async_callback(state.admin_pool.close)
+        state.config_dir = setup.config_dir
         state.pepper, state.heads, state.has_tier = setup.home.secret("pepper"), HeadsFile.of(setup.home), setup.tier_url is not None
+        evolved = summary.Evolved(state.admin_pool, seconds=settings.storage_seconds)
+        state.metrics.summaries = [summary.derived, evolved.families]
         background = (
+            evolved,
             Gauges(state, seconds=settings.gauge_seconds),
             StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
             Estimators(pool, state.estimators, seconds=settings.estimates_seconds),
+            state.recalling,
             HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
             Sweeper(pool, seconds=settings.sweep_seconds),
             semantic,
@@ -198,6 +217,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             opened.push_async_callback(part.stop)
         if setup.own_process:
             gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
+            gc.set_threshold(*COLLECT)
         yield
 
 

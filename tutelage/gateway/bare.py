@@ -8,7 +8,7 @@ from collections.abc import Container, Sequence
 from datetime import UTC, datetime
 
 from tutelage.gateway.admission import Admission, Estimate, Meter, Party
-from tutelage.gateway.cache import Cache, CacheKey, Entry
+from tutelage.gateway.cache import Cache, CacheKey, Entry, Looking
 from tutelage.gateway.exchange import Asked, Outcome, Placed
 from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import TenantView
@@ -23,8 +23,11 @@ class NoLimits(Admission):
     def __init__(self) -> None:
         self.workers = 1
 
-    async def grant(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> Meter:
+    def meter(self, request_id: str, parties: Sequence[Party], reserved: Estimate) -> Meter:
         return Meter(request_id, tuple(parties), datetime.now(UTC), reserved)
+
+    async def grant(self, meter: Meter) -> None:
+        """Nothing is limited."""
 
     def end(self, meter: Meter) -> None:
         """Nothing was taken."""
@@ -68,7 +71,10 @@ class NoCache(Cache):
     def __init__(self) -> None:
         """Nothing is needed."""
 
-    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True) -> None:
+    def begin(self, key: CacheKey) -> None:
+        return None
+
+    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True, looking: Looking | None = None) -> None:
         return None
 
     def keep(self, key: CacheKey, entry: Entry) -> None:

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SCRIPT = Path(__file__).parent / "scripts" / "keep.lua"
 MAC_BYTES = 16
+HELD_BYTES = 400  # that an entry in the worker takes beside its value: its key, and its places in the order
 MOST_WAITING = 2_000  # to be kept in Valkey: a slow one must not fill the worker
 KEEP_SECONDS = 0.02  # answers kept within so long go to Valkey together: nobody waits for it
 PAUSE_SECONDS = 1.0  # Valkey is not asked again for so long after it did not answer
@@ -39,7 +40,7 @@ FAULTS = (TimeoutError, ValkeyError, OSError)
 Found = Literal["exact", "stale", "miss"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CacheKey:
     """Whose answer to what, under which policy: the digest is keyed by a secret, so a key tells nothing of the prompt."""
 
@@ -64,6 +65,9 @@ class Entry(NamedTuple):
     expires_at: float
     question: str | None = None  # what was asked, where paraphrases of it may get this answer, and a digest of all else in the request
     context: str = ""
+
+
+Looking = asyncio.Future[Entry | None]  # a look into Valkey that is under way
 
 
 class Keeping(NamedTuple):
@@ -100,16 +104,21 @@ class Cache:
         self._deadline = deadline_seconds
         self._bounds = (tenant_bytes, total_bytes)
         self._clock = clock
-        self._near: LRUCache[CacheKey, tuple[Entry, int]] = LRUCache(worker_bytes, getsizeof=lambda held: held[1])
+        # as bytes: what an entry is made of takes three times as much memory, and nobody can change what another will get
+        self._near: LRUCache[CacheKey, bytes] = LRUCache(worker_bytes, getsizeof=lambda held: len(held) + HELD_BYTES)
         self._looks: Batched[CacheKey, Entry | None] = Batched(self._get)
-        self._keeps: Batched[Keeping, None] = Batched(self._set, gather_seconds=KEEP_SECONDS)
+        self._keeps: Batched[Keeping, None] = Batched(self._set, linger_seconds=KEEP_SECONDS)
         self._down_until = 0.0
         self.statistics: dict[str, Counter[str]] = {}
 
-    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True) -> Entry | None:
-        """The entry, if its model is among those that are `live`; one whose model is not is forgotten."""
+    def begin(self, key: CacheKey) -> Looking | None:
+        """Ask Valkey already, for a `find` that comes soon; nothing where there is no need to."""
+        return None if key in self._near or self._down else self._looks.begin(key)
+
+    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True, looking: Looking | None = None) -> Entry | None:
+        """The entry, if its model is among those that are `live`; one whose model is not is forgotten. `looking`: what `begin` gave."""
         held = self._near.get(key)
-        entry = held[0] if held else await self._far(key)
+        entry = Entry(*orjson.loads(held)) if held else await self._far(key, looking)
         found: Found = "miss" if entry is None or entry.expires_at <= self._clock() else "exact" if entry.lineage in live else "stale"
         if found == "stale":
             self._near.pop(key, None)
@@ -140,7 +149,7 @@ class Cache:
     def keep(self, key: CacheKey, entry: Entry) -> None:
         """Keep it in this worker now and in Valkey soon; nobody waits."""
         value = orjson.dumps([*entry])
-        self._hold(key, entry, len(value))
+        self._hold(key, value)
         self._count(key, "kept")
         if not self._down and self._keeps.size < MOST_WAITING:
             seconds = max(1, round(entry.expires_at - self._clock()))
@@ -172,11 +181,11 @@ class Cache:
     def _down(self) -> bool:
         return self._clock() < self._down_until
 
-    async def _far(self, key: CacheKey) -> Entry | None:
-        if self._down:
+    async def _far(self, key: CacheKey, looking: Looking | None) -> Entry | None:
+        if looking is None and self._down:
             return None
         try:
-            return await self._looks(key)
+            return await (looking or self._looks.begin(key))
         except FAULTS as failed:
             log.warning("cache look-up failed, treated as a miss: %r", failed)
             self._down_until = self._clock() + PAUSE_SECONDS
@@ -188,7 +197,7 @@ class Cache:
         found = [None if value is None else self._read(key, value) for key, value in zip(keys, values, strict=True)]
         for key, entry, value in zip(keys, found, values, strict=True):
             if entry is not None:
-                self._hold(key, entry, len(value))
+                self._hold(key, value[MAC_BYTES:])
         return found
 
     def _read(self, key: CacheKey, value: bytes) -> Entry | None:
@@ -215,9 +224,9 @@ class Cache:
             log.warning("answers are not kept in Valkey for a while: %r", failed)
         self._down_until = self._clock() + PAUSE_SECONDS
 
-    def _hold(self, key: CacheKey, entry: Entry, size: int) -> None:
-        if size <= self._near.maxsize // 8:
-            self._near[key] = (entry, size + 512)
+    def _hold(self, key: CacheKey, value: bytes) -> None:
+        if len(value) <= self._near.maxsize // 8:
+            self._near[key] = value
 
     def _mac(self, key: CacheKey, content: bytes) -> bytes:
         return hashlib.blake2b(str(key).encode() + content, key=self._secret, digest_size=MAC_BYTES).digest()

@@ -37,6 +37,7 @@ class Caller:
     strategy: Strategy = "quality"
     strategies: frozenset[Strategy] = BASIC  # those its plan allows
     max_cost_microusd: int | None = None
+    min_confidence: float | None = None  # the least quality that it is promised; None: nothing was stated
     erasures: int = 0
     routes: frozenset[str] | None = None
 
@@ -133,6 +134,7 @@ def _caller(key: Key, snapshot: Snapshot) -> Caller:
         tenant.strategy if tenant.strategy in able else DEFAULT,  # it may have been moved to a plan that does not allow it
         able,
         tenant.max_cost_microusd,
+        tenant.min_confidence,
         tenant.erasures,
         frozenset(key.routes) if key.routes is not None else None,
     )

@@ -18,12 +18,14 @@ from tutelage.gateway.exchange import NOBODY_CHOSE, Asked, Chosen, Outcome, Plac
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.models import Models
 from tutelage.gateway.planning import Planned, Planning, affordable
+from tutelage.gateway.recalling import Recalling
 from tutelage.gateway.snapshot import TenantView, lineage_of
 from tutelage.records import Attempt, Tier
 from tutelage.routing.confidence import score
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.exploration import propensity
 from tutelage.routing.policy import StudentSnapshot, judge
+from tutelage.routing.recall import Recalled, in_context
 from tutelage.routing.strategies import Step
 from tutelage.routing.votes import agree
 from tutelage.settings import RoutingSettings
@@ -36,7 +38,8 @@ TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 
 @dataclass(frozen=True)
 class Alone:
-    """The one model that answers without being judged. `most_microusd`: what its answer may cost; None: whatever it costs."""
+    """The one model that answers without being judged. `most_microusd`: what its answer may cost; None: whatever it costs. `recalled`:
+    earlier answers that it, and no fallback of it, is given in context."""
 
     tier: Tier
     backend: Backend
@@ -45,6 +48,7 @@ class Alone:
     lineage: str
     chosen: Chosen = NOBODY_CHOSE
     most_microusd: int | None = None
+    recalled: tuple[Recalled, ...] = ()
 
 
 class Tried(NamedTuple):
@@ -57,8 +61,11 @@ class Tried(NamedTuple):
 class Dispatch:
     """Finds who answers and asks them. `models` and `routing` may be replaced while requests run (`change`)."""
 
-    def __init__(self, encoder: Encoder, *, models: Models, planning: Planning, judging: Judging, metrics: Metrics) -> None:
+    def __init__(
+        self, encoder: Encoder, *, models: Models, planning: Planning, judging: Judging, recalling: Recalling, metrics: Metrics
+    ) -> None:
         self._encoder = encoder
+        self._recalling = recalling
         self._models = models
         self._planning = planning
         self._judging = judging
@@ -79,9 +86,9 @@ class Dispatch:
         # the encoder computes without the interpreter's lock; a thread keeps the event loop answering
         embedding = (await asyncio.to_thread(self._encoder.encode, [asked.request.prompt]))[0]
         assignment = view.index.assign(embedding)
-        if given:
-            return Placed(given, embedding.tobytes(), "the client named the domain", assignment.similarity)
-        return Placed(assignment.domain, embedding.tobytes(), assignment.reason, assignment.similarity)
+        domain, reason = (given, "the client named the domain") if given else (assignment.domain, assignment.reason)
+        known = self._recalling.find(asked, domain, embedding)
+        return Placed(domain, embedding.tobytes(), reason, assignment.similarity, known)
 
     def alone(self, asked: Asked, view: TenantView, placed: Placed) -> Alone | None:
         """The one model that answers without being judged: the one asked for, or the one that the plan names.
@@ -91,11 +98,11 @@ class Dispatch:
             InvalidRequest: nobody answers for what it may cost.
         """
         if asked.request.model != "auto":
-            return self._named(asked.request.model, view, placed)
+            return self._named(asked.request, view, placed)
         planned = self._planning.plan(asked, view, placed, self._models)
-        return self._single(planned)
+        return self._single(planned, placed)
 
-    def _single(self, planned: Planned) -> Alone | None:
+    def _single(self, planned: Planned, placed: Placed) -> Alone | None:
         plan = planned.plan
         if not plan.steps and self._models.configured:
             raise InvalidRequest(f"{plan.reason}; allow more, or ask for a shorter answer", param="x-tutelage-max-cost-usd")
@@ -103,33 +110,43 @@ class Dispatch:
             return None
         step = plan.steps[0]
         alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], plan.shape, plan.reason)
-        return replace(alone, chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd)
+        recalled = _recalled(step, placed)
+        return replace(alone, chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd, recalled=recalled)
 
-    def _named(self, model: str, view: TenantView, placed: Placed) -> Alone:
-        if model in TIERS:
-            return self._of_tier(model, view, placed)
+    def _named(self, request: openai.Chat, view: TenantView, placed: Placed) -> Alone:
+        """Whoever the client named. While a challenger is on its way to a student's place, its share of the requests is its own here too;
+        an adapter's name means that version and no other."""
+        model = request.model
+        for tier in TIERS:
+            if model == tier:
+                return self._of_tier(tier, view, placed, request)
         named = self._models.by_name.get(model)
         if named is not None:
             return self._configured(named[0].tier, named[1], "direct", "the client named the model")
         for student in view.students:
-            if model in (student.name, view.adapters[student.name]):
-                backend = self._models.adapter(view.adapters[student.name])
-                return Alone(student.tier, backend, "direct", "the client named the student", lineage_of(student))
+            if model == student.name:
+                return self._served(student, view, request, "the client named the student")
+            if model == view.adapters[student.name]:
+                return Alone(student.tier, self._models.adapter(model), "direct", "the client named the version", lineage_of(student))
         known = ["auto", *TIERS, *(entry.name for entry, _ in self._models.configured), *(s.name for s in view.students)]
         raise ModelNotFound(f"model {model!r} does not exist here; available: {', '.join(known)}", param="model")
 
     def _configured(self, tier: Tier, backend: Backend, route: str, reason: str) -> Alone:
         return Alone(tier, backend, route, reason, self._models.lineages.get(backend.name, ""))
 
-    def _of_tier(self, tier: Tier, view: TenantView, placed: Placed) -> Alone:
+    def _served(self, student: StudentSnapshot, view: TenantView, request: openai.Chat, reason: str) -> Alone:
+        serving, adapter = view.serving(student, request.prompt)
+        return Alone(student.tier, self._models.adapter(adapter), "direct", reason, lineage_of(serving))
+
+    def _of_tier(self, tier: Tier, view: TenantView, placed: Placed, request: openai.Chat) -> Alone:
+        """The domain's student of this tier, else the first configured model of it."""
         for student in view.students:
             if student.tier == tier and student.domain == placed.domain:
-                backend = self._models.adapter(view.adapters[student.name])
-                return Alone(tier, backend, "direct", "the client named the tier", lineage_of(student))
-        teachers = self._models.teachers(placed.domain) if tier == "teacher" else []
-        if not teachers:
+                return self._served(student, view, request, "the client named the tier")
+        configured = [entry.name for entry in self._models.answering(placed.domain) if entry.tier == tier]
+        if not configured:
             raise ModelNotFound(f"no {tier} answers domain {placed.domain or 'unknown'!r} yet; use model 'auto'", param="model")
-        return self._configured(tier, teachers[0], "direct", "the client named the tier")
+        return self._configured(tier, self._models.by_name[configured[0]][1], "direct", "the client named the tier")
 
     def lineage(self, name: str, alone: Alone) -> str:
         """Of the answer that model `name` gave in the place of `alone`: itself, or one of its fallbacks."""
@@ -151,9 +168,9 @@ class Dispatch:
             Unavailable: nobody can answer it now.
         """
         if asked.request.model != "auto":
-            return await self._ask_alone(asked.request, self._named(asked.request.model, view, placed), [])
+            return await self._ask_alone(asked.request, self._named(asked.request, view, placed), [])
         planned = self._planning.plan(asked, view, placed, self._models)
-        alone = self._single(planned)
+        alone = self._single(planned, placed)
         if alone is not None:
             return await self._ask_alone(asked.request, alone, self._models.teachers(placed.domain))
         if planned.plan.shape == "parallel":
@@ -161,7 +178,8 @@ class Dispatch:
         return await self._ask_in_turn(asked.request, view, placed, planned)
 
     async def _ask_alone(self, request: openai.Chat, alone: Alone, others: Sequence[Backend]) -> Outcome:
-        answer, name = await self._first_answer(request, self._models.chain([alone.backend, *others]), alone.most_microusd)
+        chain = self._models.chain([alone.backend, *others])
+        answer, name = await self._first_answer(request, chain, alone.most_microusd, alone.recalled)
         return spoken(alone, answer, name, self.tier_of(name, alone), self.lineage(name, alone))
 
     def tier_of(self, name: str, alone: Alone) -> Tier:
@@ -177,7 +195,7 @@ class Dispatch:
             if step.candidate.student is None:
                 continue
             student, adapter = view.serving(step.candidate.student, request.prompt)
-            outcome, on_record = await self.try_student(request, student, adapter, least=step.least)
+            outcome, on_record = await self.try_student(request, student, adapter, least=step.least, promised=step.promised)
             attempts.extend(on_record)
             reached = reached and outcome is not None
             if outcome is None:
@@ -189,7 +207,7 @@ class Dispatch:
         chosen = _after(planned, attempts, given=False) if reached else _chosen(planned, None)
         try:
             chain = self._models.chain([*behind, *self._models.teachers(placed.domain)])
-            answer, name = await self._first_answer(request, chain, plan.steps[-1].most_microusd)
+            answer, name = await self._first_answer(request, chain, plan.steps[-1].most_microusd, _recalled(plan.steps[-1], placed))
         except Unavailable:
             # a promoted student is proven good enough as a whole: while every teacher is down its answer is better than none
             if tried is not None and tried.tier != "student":
@@ -207,7 +225,7 @@ class Dispatch:
     async def _ask_all(self, request: openai.Chat, placed: Placed, planned: Planned) -> Outcome:
         """All at once; what most of them say is given, and where they all differ what the judge prefers, or the one trusted most."""
         plan = planned.plan
-        asking = [self._answer_of(request, step) for step in plan.steps]
+        asking = [self._answer_of(request, step, placed) for step in plan.steps]
         answered = [
             (step, found) for step, found in zip(plan.steps, await asyncio.gather(*asking), strict=True) if isinstance(found, Answer)
         ]
@@ -234,9 +252,10 @@ class Dispatch:
         alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], "parallel", planned.plan.reason)
         return replace(alone, chosen=_chosen(planned, None), most_microusd=step.most_microusd)
 
-    async def _answer_of(self, request: openai.Chat, step: Step) -> Answer | None:
+    async def _answer_of(self, request: openai.Chat, step: Step, placed: Placed) -> Answer | None:
+        chain = [self._models.by_name[step.candidate.name][1]]
         try:
-            return (await self._first_answer(request, [self._models.by_name[step.candidate.name][1]], step.most_microusd))[0]
+            return (await self._first_answer(request, chain, step.most_microusd, _recalled(step, placed)))[0]
         except (Unavailable, BackendRefused) as failed:
             log.warning("%s did not answer beside others: %s", step.candidate.name, failed)
             return None
@@ -253,7 +272,7 @@ class Dispatch:
         others = self._models.teachers(placed.domain) if request.model == "auto" else []
         failures = []
         for backend in self._models.chain([alone.backend, *others]):
-            body = self._body(request, backend, alone.most_microusd)
+            body = self._body(request, backend, alone.most_microusd, alone.recalled if backend is alone.backend else ())
             if body is None:
                 failures.append(f"model {backend.name} costs more than may be spent")
                 continue
@@ -266,9 +285,11 @@ class Dispatch:
                 failures.append(str(failed))
         raise Unavailable(f"no model could answer ({'; '.join(failures)}); try again shortly")
 
-    async def try_student(self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None) -> Tried:
+    async def try_student(
+        self, request: openai.Chat, student: StudentSnapshot, adapter: str, *, least: float | None, promised: float | None = None
+    ) -> Tried:
         """The student's answer with its calibrated confidence; without one the next model answers. `least`: the confidence from which it
-        is given; None: it is given as it is, if it is whole and of the version in charge."""
+        is given; None: it is given as it is, if it is whole and of the version in charge. `promised`: as in `policy.judge`."""
         backend = self._models.adapter(adapter)
         most = self._planning.routing.max_student_tokens
         body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
@@ -282,7 +303,7 @@ class Dispatch:
             erred = Attempt(student.name, student.tier, student.digest, "", None, None, False, f"failed: {failed}", 0)
             return Tried(None, (erred,) if isinstance(failed, BackendErred) else ())
         found = score(answer.logprobs)
-        verdict = judge(student, found, needed=least or 0.0)
+        verdict = judge(student, found, needed=least or 0.0, promised=promised)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
         reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"
         accepted, confidence = (verdict.accepted, verdict.confidence) if whole else (False, 0.0)
@@ -295,11 +316,14 @@ class Dispatch:
         """What the domain's teacher says, whoever has answered. Raises BackendRefused, Unavailable."""
         return await self._first_answer(request, self._models.chain(self._models.teachers(placed.domain)), None)
 
-    async def _first_answer(self, request: openai.Chat, chain: Sequence[Backend], most_microusd: int | None) -> tuple[Answer, str]:
-        """Of the first that can answer, and its name. Raises BackendRefused: nobody else would; Unavailable: nobody can."""
+    async def _first_answer(
+        self, request: openai.Chat, chain: Sequence[Backend], most_microusd: int | None, recalled: Sequence[Recalled] = ()
+    ) -> tuple[Answer, str]:
+        """Of the first that can answer, and its name; the first of the chain is given what was recalled. Raises BackendRefused: nobody
+        else would; Unavailable: nobody can."""
         failures, wait = list[str](), list[int]()
         for backend in chain:
-            body = self._body(request, backend, most_microusd)
+            body = self._body(request, backend, most_microusd, recalled if backend is chain[0] else ())
             if body is None:
                 failures.append(f"model {backend.name} costs more than may be spent")
                 continue
@@ -311,8 +335,12 @@ class Dispatch:
         told = "; ".join(failures) or "no teacher is configured in models.yaml"
         raise Unavailable(f"no model could answer ({told}); try again shortly", retry_after=min(wait, default=5))
 
-    def _body(self, request: openai.Chat, backend: Backend, most_microusd: int | None) -> dict[str, Any] | None:
+    def _body(
+        self, request: openai.Chat, backend: Backend, most_microusd: int | None, recalled: Sequence[Recalled]
+    ) -> dict[str, Any] | None:
         """What a model is sent, its answer no longer than what may be spent on it; None where nothing can be said for that."""
+        if recalled:
+            return payload(request) | {"messages": in_context(request.messages, recalled)}
         if most_microusd is None:
             return payload(request)
         tokens = affordable(self._models.by_name[backend.name][0].price, request, most_microusd)
@@ -320,6 +348,11 @@ class Dispatch:
             return payload(request)
         name = "max_completion_tokens" if "max_completion_tokens" in request.shape else "max_tokens"
         return payload(request) | {name: min(request.longest or tokens, tokens)} if tokens else None
+
+
+def _recalled(step: Step, placed: Placed) -> tuple[Recalled, ...]:
+    """What the step's model is given in context."""
+    return placed.known.answers if step.candidate.recalled and placed.known is not None else ()
 
 
 def spoken(alone: Alone, answer: Answer, name: str, tier: Tier, lineage: str) -> Outcome:

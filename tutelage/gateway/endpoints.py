@@ -6,7 +6,6 @@ It refuses to know how a request is answered (`pipeline.py`) and how HTTP is spo
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -22,7 +21,7 @@ from tutelage.gateway.callers import Caller
 from tutelage.gateway.described import schema_of
 from tutelage.gateway.dispatch import TIERS
 from tutelage.gateway.embeddings import MODEL
-from tutelage.gateway.exchange import Asked, Options
+from tutelage.gateway.exchange import Options
 from tutelage.gateway.idempotency import Idempotency
 from tutelage.gateway.pipeline import Pipeline
 from tutelage.gateway.turns import PRIORITIES
@@ -65,24 +64,23 @@ async def chat(request: Request) -> ASGIApp:
         who.check_strategy(options.strategy)
     pipeline: Pipeline = state.pipeline
     if not body.stream and "idempotency-key" not in wire.headers_of(request):
-        meter = await pipeline.admit(body, who)
+        admitted = await pipeline.admit(body, who, options, None)
         try:
-            reply = await pipeline.answer(Asked(body, who, options, None, meter, time.monotonic()))
+            reply = await pipeline.answer(admitted)
         finally:
-            pipeline.end(meter)
+            pipeline.end(admitted)
         return wire.Whole(reply.content, openai.JSON, reply.headers)
     # what an idempotency key holds is let go when the reply is whole, failed or cut off
     async with AsyncExitStack() as holding:
         claimed = await _claim(request, who, holding, [body.shape, body.stream, *_answer_shaping(options)])
         if isinstance(claimed, StoredReply):
             return _whole(claimed)
-        meter = await pipeline.admit(body, who)
-        holding.callback(pipeline.end, meter)
-        asked = Asked(body, who, options, claimed, meter, time.monotonic())
+        admitted = await pipeline.admit(body, who, options, claimed)
+        holding.callback(pipeline.end, admitted)
         if not body.stream:
-            reply = await pipeline.answer(asked)
+            reply = await pipeline.answer(admitted)
             return wire.Whole(reply.content, openai.JSON, reply.headers)
-        headers, chunks = await pipeline.stream(asked)
+        headers, chunks = await pipeline.stream(admitted)
         seconds = state.configuration.current.gateway.send_seconds
         return wire.EventStream(chunks, holding.pop_all(), headers=headers, metrics=state.metrics, seconds=seconds)
 
@@ -233,7 +231,10 @@ CHAT_HEADERS = [
     _header("x-tutelage-domain", "The domain, where the client knows it"),
     _header("x-tutelage-strategy", "How this request is answered, instead of as the tenant's are", enum=list(STRATEGIES)),
     _header("x-tutelage-max-cost-usd", "What its answer may cost at most, in US dollars"),
-    _header("x-tutelage-min-confidence", "The least probability of being right from which a student's answer is given, above 0 to 1"),
+    _header(
+        "x-tutelage-min-confidence",
+        "The least quality that the answer is promised, above 0 to 1: where outcomes do not assure it, the teacher answers",
+    ),
 ]
 
 

@@ -12,6 +12,7 @@ from tutelage.gateway.admission import Meter
 from tutelage.gateway.callers import Caller
 from tutelage.gateway.turns import Priority
 from tutelage.records import Attempt, Strategy, Tier
+from tutelage.routing.recall import Recalled
 from tutelage.stores.replies import Held
 
 
@@ -46,13 +47,21 @@ class Asked(NamedTuple):
         return self.options.domain or self.request.domain
 
 
+class Known(NamedTuple):
+    """Accepted answers to similar earlier requests, and how often the answer to the most similar one surely is right."""
+
+    answers: tuple[Recalled, ...]
+    assured: float
+
+
 class Placed(NamedTuple):
-    """Where in the tenant's traffic a prompt belongs; `similarity` is to the nearest domain."""
+    """Where in the tenant's traffic a prompt belongs; `similarity` is to the nearest domain, `known` what is on record of its like."""
 
     domain: str | None
     embedding: bytes | None
     reason: str
     similarity: float | None = None
+    known: Known | None = None
 
 
 class Chosen(NamedTuple):

@@ -82,9 +82,12 @@ class ChatRequest(BaseModel):
 class Chat:
     """A checked chat request. `shape` is everything in it that shapes the answer, as the client sent it: what a model is asked and what
     the cache compares; fields unknown here are in it too. `prompt` is the text of the last user message (of all messages when there is
-    none): what routing looks at. `longest` is the bound on the answer's tokens, if the client set one."""
+    none): what routing looks at. `longest` is the bound on the answer's tokens, if the client set one. `metadata` no model is sent."""
 
-    __slots__ = ("characters", "domain", "logprobs", "longest", "messages", "model", "n", "prompt", "sampled", "shape", "stream", "usage")
+    __slots__ = (
+        "characters", "domain", "logprobs", "longest", "messages", "metadata", "model", "n", "prompt", "sampled", "shape", "stream",
+        "usage",
+    )  # fmt: skip
 
     def __init__(self, checked: ChatRequest, sent: dict[str, Any]) -> None:
         self.shape = {name: value for name, value in sent.items() if value is not None and name not in SHAPELESS}
@@ -94,7 +97,8 @@ class Chat:
         self.longest = checked.max_completion_tokens or checked.max_tokens
         self.sampled = (checked.temperature or 0) > 0 or self.n > 1
         self.logprobs = bool(checked.logprobs)
-        self.domain = (checked.metadata or {}).get("domain")
+        self.metadata = checked.metadata or {}
+        self.domain = self.metadata.get("domain")
         texts = [text_of(message) for message in checked.messages]
         asked = [text for text, message in zip(texts, checked.messages, strict=True) if message.role == "user"]
         self.prompt = asked[-1] if asked else "\n".join(texts)

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import os
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -17,11 +18,11 @@ from typing import Any, NamedTuple
 from tutelage.errors import BackendFailed, Draining, TutelageError
 from tutelage.fleet.backends import Answer, list_price
 from tutelage.gateway import openai
-from tutelage.gateway.admission import Admission, Estimate, Meter
-from tutelage.gateway.cache import Cache, CacheKey, Entry, cache_key
+from tutelage.gateway.admission import Admission, Estimate
+from tutelage.gateway.cache import Cache, CacheKey, Entry, Looking, cache_key
 from tutelage.gateway.callers import Caller
 from tutelage.gateway.dispatch import Alone, Dispatch, payload, spoken
-from tutelage.gateway.exchange import Asked, Outcome, Placed, Reply
+from tutelage.gateway.exchange import Asked, Options, Outcome, Placed, Reply
 from tutelage.gateway.freshness import freshness
 from tutelage.gateway.recording import Recording, reply_headers
 from tutelage.gateway.semantic import Near, Semantic
@@ -33,10 +34,20 @@ from tutelage.records import CacheState
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.equivalence import Question
 from tutelage.settings import GatewaySettings
+from tutelage.stores.replies import Held
 
 log = logging.getLogger(__name__)
 
 Found = tuple[Placed, Outcome]
+
+
+class Admitted(NamedTuple):
+    """A request that may run, where answers to it are kept, and the look there that began meanwhile."""
+
+    asked: Asked
+    view: TenantView
+    place: CacheKey
+    looking: Looking | None
 
 
 class Looked(NamedTuple):
@@ -85,6 +96,7 @@ class Pipeline:
         settings: Callable[[], GatewaySettings],
         secret: str,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._watcher = watcher
         self._cache = cache
@@ -98,6 +110,7 @@ class Pipeline:
         self._settings = settings
         self._secret = secret.encode()
         self._clock = clock
+        self._monotonic = monotonic
         self._running: dict[CacheKey, asyncio.Future[Found]] = {}
         self._relays: set[Relay] = set()  # streams that are passed through just now
         self._cut: set[asyncio.Task[None]] = set()  # streams that were cut off, while they are being settled
@@ -112,14 +125,21 @@ class Pipeline:
         for relay in self._relays:
             relay.break_off(Draining("the gateway restarts and cannot finish this stream; send the request again", retry_after=1))
 
-    async def admit(self, chat: openai.Chat, caller: Caller) -> Meter:
-        """The request's right to run, until `end`. Raises Forbidden, LimitReached."""
+    async def admit(self, chat: openai.Chat, caller: Caller, options: Options, held: Held | None) -> Admitted:
+        """The request with its right to run, until `end`. Raises Forbidden, LimitReached. Valkey is asked for both at once: may it run,
+        and was it answered before?"""
         caller.check_model(chat.model)
-        return await self._admission.grant(f"chatcmpl-{os.urandom(16).hex()}", (caller.tenant, caller.key), self._estimate(chat))
+        meter = self._admission.meter(f"chatcmpl-{os.urandom(16).hex()}", (caller.tenant, caller.key), self._estimate(chat))
+        asked = Asked(chat, caller, options, held, meter, self._monotonic())
+        view = self._watcher.current.view(caller.tenant_id)
+        place = self._cache_key(asked, view)
+        looking = self._cache.begin(place) if _cacheable(asked) else None
+        await self._admission.grant(meter)
+        return Admitted(asked, view, place, looking)
 
-    def end(self, meter: Meter) -> None:
+    def end(self, admitted: Admitted) -> None:
         """Its reply has ended: what it did not take is given back."""
-        self._admission.end(meter)
+        self._admission.end(admitted.asked.meter)
 
     def _estimate(self, chat: openai.Chat) -> Estimate:
         """The most that a request is likely to take: every third character a token, the longest answer it may get, the dearest
@@ -128,13 +148,12 @@ class Pipeline:
         answers = (chat.longest or self._settings().reserve_tokens) * chat.n
         return Estimate(prompt + answers, math.ceil(list_price(self._dispatch.models.dearest, prompt, answers) * 1e6))
 
-    async def answer(self, asked: Asked) -> Reply:
+    async def answer(self, admitted: Admitted) -> Reply:
         """One request from start to end; its interaction is durable when this returns."""
-        view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked, view)
-        return await self._answered(asked, view, place, await self._look_up(asked, view, place))
+        return await self._answered(admitted, await self._look_up(admitted))
 
-    async def _answered(self, asked: Asked, view: TenantView, place: CacheKey, looked: Looked) -> Reply:
+    async def _answered(self, admitted: Admitted, looked: Looked) -> Reply:
+        asked, view, place, _ = admitted
         if looked.outcome is not None:
             placed = Placed(looked.outcome.domain, None, "served from cache")
             return await self._recording.finish(asked, looked.outcome, placed, looked.state)
@@ -152,12 +171,11 @@ class Pipeline:
         self._shadows.consider(asked, view, placed, outcome)
         return reply
 
-    async def stream(self, asked: Asked) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
+    async def stream(self, admitted: Admitted) -> tuple[dict[str, str], AsyncGenerator[dict[str, Any], None]]:
         """As `answer`, in chunks. A model that answers alone is passed through as it speaks; a cascade must see the whole answer
         before it can judge it. The last chunk is held back until the interaction is durable."""
-        view = self._watcher.current.view(asked.caller.tenant_id)
-        place = self._cache_key(asked, view)
-        looked = await self._look_up(asked, view, place)
+        asked, view, place, _ = admitted
+        looked = await self._look_up(admitted)
         if looked.state == "bypass" or (looked.state == "miss" and place not in self._running):
             led = Led(self._running, place) if looked.state == "miss" else None
             try:
@@ -171,7 +189,7 @@ class Pipeline:
                 raise
             if led is not None:
                 led.leave()
-        reply = await self._answered(asked, view, place, looked)
+        reply = await self._answered(admitted, looked)
         return reply.headers, _each(reply.chunks)
 
     async def _together(self, place: CacheKey, asked: Asked, view: TenantView) -> Found:
@@ -215,11 +233,12 @@ class Pipeline:
     def _cache_key(self, asked: Asked, view: TenantView) -> CacheKey:
         return cache_key(asked.caller.tenant_id, asked.request.shape, secret=self._secret, policy=self._policy(asked, view))
 
-    async def _look_up(self, asked: Asked, view: TenantView, place: CacheKey) -> Looked:
-        if asked.options.cache or asked.request.sampled:
+    async def _look_up(self, admitted: Admitted) -> Looked:
+        asked, view, place, looking = admitted
+        if not _cacheable(asked):
             return Looked("bypass")
         live = self._dispatch.live(view)
-        found = await self._cache.find(place, live=live)
+        found = await self._cache.find(place, live=live, looking=looking)
         if found is not None:
             return Looked("hit-exact", _kept(found, "the same request was answered before"))
         question = self._semantic.question(asked, self._policy(asked, view))
@@ -334,6 +353,10 @@ class Pipeline:
         task = asyncio.create_task(record())
         self._cut.add(task)
         task.add_done_callback(self._cut.discard)
+
+
+def _cacheable(asked: Asked) -> bool:
+    return not asked.options.cache and not asked.request.sampled
 
 
 def _kept(entry: Entry, reason: str) -> Outcome:

@@ -56,11 +56,10 @@ class Planning:
         """What decides who answers, beside the models themselves: the same question under another policy is another one."""
         if asked.request.model != "auto":
             return ""
-        policy, wishes = self.policy(view), asked.options
-        most = _most(asked)
+        policy, most = self.policy(view), _most(asked)
         return (
             f"{policy.version}:{policy.threshold}:{policy.similarity}:{self.routing.max_student_tokens}:{self.strategy(asked)}:"
-            f"{most}:{wishes.min_confidence}"
+            f"{most}:{_promised(asked)}"
         )
 
     def plan(self, asked: Asked, view: TenantView, placed: Placed, models: Models) -> Planned:
@@ -74,8 +73,9 @@ class Planning:
         situation = self._situation(asked, view, placed, models, policy)
         undrawn = plan(strategy, situation)
         wishes = asked.options
-        # who says how the request is to be answered is not experimented with
-        if wishes.strategy or wishes.min_confidence is not None or wishes.max_microusd is not None or not self._exploration.share:
+        # who says how the request is to be answered, or is promised a quality, is not experimented with
+        stated = wishes.strategy or _promised(asked) is not None or wishes.max_microusd is not None
+        if stated or not self._exploration.share:
             return Planned(undrawn, undrawn, Exploration(0.0, self._exploration.floor), policy)
         drawn = explore(undrawn, self._exploration, drawn=self._random.random(), which=self._random.random())
         return Planned(drawn, undrawn, self._exploration, policy)
@@ -83,6 +83,8 @@ class Planning:
     def _situation(self, asked: Asked, view: TenantView, placed: Placed, models: Models, policy: Policy) -> Situation:
         estimates = self._estimates(asked, placed)
         entries = models.answering(placed.domain)
+        # what context costs is in no estimate: who states a maximum cost gets none
+        recalled = placed.known.assured if placed.known is not None and _most(asked) is None else 0.0
         students = tuple(
             Candidate(s.name, s.tier, self.routing.student_microusd, estimates.get(s.name), s)
             for s in view.students
@@ -91,12 +93,22 @@ class Planning:
         return Situation(
             placed.domain,
             placed.similarity,
-            tuple(Candidate(e.name, e.tier, self.cost(e, asked.request), estimates.get(e.name)) for e in entries),
+            tuple(
+                Candidate(
+                    e.name,
+                    e.tier,
+                    self.cost(e, asked.request),
+                    estimates.get(e.name),
+                    recalled=0.0 if e.tier == "teacher" else recalled,
+                )
+                for e in entries
+            ),
             students,
             policy,
-            max(policy.threshold, asked.options.min_confidence or 0.0),
+            max(policy.threshold, _promised(asked) or 0.0),
             _most(asked),
             self.routing.most_parallel,
+            _promised(asked),
         )
 
     def _estimates(self, asked: Asked, placed: Placed) -> dict[str, Estimate]:
@@ -124,6 +136,12 @@ def _most(asked: Asked) -> int | None:
     """The least of what the request and its tenant allow, in micro-dollars."""
     given = [most for most in (asked.options.max_microusd, asked.caller.max_cost_microusd) if most is not None]
     return min(given, default=None)
+
+
+def _promised(asked: Asked) -> float | None:
+    """The highest of what the request and its tenant state as their least quality; None: neither does."""
+    stated = [least for least in (asked.options.min_confidence, asked.caller.min_confidence) if least is not None]
+    return max(stated, default=None)
 
 
 def prompt_tokens(request: openai.Chat) -> int:

@@ -50,7 +50,8 @@ REST = 4  # times as long as remembering took: a fifth of a core at most
 PATIENCE = 64  # look-ups in a row that found nothing like it; then only one in PATIENCE / 4 is made
 LEARN_AGAIN = 1.25  # times as many labels as the classifier learned from
 
-Judge = Callable[[str, str, str], Awaitable[bool]]  # question, kept answer, fresh answer: does the kept one say the same?
+# who asks what, the kept answer, the fresh answer: is the kept one as good?
+Judge = Callable[[Asked, str, str, str], Awaitable[bool]]
 
 
 class Near(NamedTuple):
@@ -85,7 +86,7 @@ class Semantic:
         self._cache, self._encoder, self._pool, self._metrics = cache, encoder, pool, metrics
         self._secret = hashlib.blake2b(secret, digest_size=32, person=b"context").digest()
         self._settings, self._clock, self._chance = settings, clock, chance
-        self._judge, self._erasures = judge or self._agrees, erasures
+        self._judge, self._erasures = judge, erasures
         self._tenants: LRUCache[str, _Tenant] = LRUCache(tenants)
         self._waiting: deque[Kept] = deque(maxlen=MOST_WAITING)
         self._work = asyncio.Event()
@@ -131,7 +132,7 @@ class Semantic:
     def compare(self, asked: Asked, near: Near, answer: Answer) -> None:
         """The model was asked all the same: was the kept answer right? Nobody waits."""
         if answer.finish_reason == "stop":
-            self._spawn(self._compare(asked.caller.tenant_id, near, answer.text))
+            self._spawn(self._compare(asked, near, answer.text))
 
     def allowance(self, tenant_id: str, *, budget: float) -> Allowance:
         """From which probability on this tenant's paraphrases are served now, and why."""
@@ -179,12 +180,16 @@ class Semantic:
         reason = f"the same question with probability {probability:.3f}; {allowed.reason}"
         return Near(entry, probability, verdict.traits, question.text, served, reason)
 
-    async def _compare(self, tenant_id: str, near: Near, fresh: str) -> None:
-        right = await self._judge(near.question, kept_text(near.entry.body), fresh)
+    async def _compare(self, asked: Asked, near: Near, fresh: str) -> None:
+        """What says the same is right; the judge that strategies go by decides on the rest, where there is one."""
+        tenant_id, kept = asked.caller.tenant_id, kept_text(near.entry.body)
+        right = await self._agrees(kept, fresh)
+        if not right and self._judge is not None:
+            right = bool(await self._judge(asked, near.question, kept, fresh))
         self._count(self._tenant(tenant_id), "verified-right" if right else "verified-wrong")
         await labels.add(self._pool, [PairLabel(tenant_id, near.probability, right, near.traits)])
 
-    async def _agrees(self, _question: str, kept: str, fresh: str) -> bool:
+    async def _agrees(self, kept: str, fresh: str) -> bool:
         def judged() -> bool:
             one, other = self._encoder.encode([kept, fresh])
             return agree(kept, fresh, cosine=float(one @ other)).same

@@ -27,6 +27,7 @@ from tutelage.gateway.exchange import Asked, Placed
 from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.snapshot import Challenger, TenantView
+from tutelage.gateway.verifying import Verifying
 from tutelage.records import Attempt, Interaction, Outcome, Tier
 from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
@@ -71,12 +72,13 @@ class Shadows:
         recorder: Recorder,
         dispatch: Dispatch,
         judging: Judging,
+        verifying: Verifying,
         *,
         routing: Callable[[], RoutingSettings],
         randomness: random.Random,
         clock: Callable[[], datetime],
     ) -> None:
-        self._pool, self._recorder, self._dispatch, self._judging = pool, recorder, dispatch, judging
+        self._pool, self._recorder, self._dispatch, self._judging, self._verifying = pool, recorder, dispatch, judging, verifying
         self._routing = routing
         self._random = randomness
         self._clock = clock
@@ -84,14 +86,20 @@ class Shadows:
 
     def consider(self, asked: Asked, view: TenantView, placed: Placed, given: Given) -> None:
         """Look into an answer that was given, if there is anything to learn from it. Returns at once."""
+        case = self._verifying.case(asked, placed)
+        if case is not None:
+            self._start(self._verifying.note(case, asked, placed, given))
         chosen = given.chosen
-        if chosen.strategy is None or (given.tier == "teacher" and not view.students):
+        spawned = view.spawned.get(placed.domain or "")
+        if chosen.strategy is None or (given.tier == "teacher" and not view.students and spawned is None):
             return
         settings = self._routing()
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
         # one number for both: where the teacher is asked beside a champion the challenger is too, and each such request is a pair
         number, room = self._random.random(), len(self._running) < settings.shadows_at_once
+        if spawned is not None and given.tier == "teacher" and not given.attempts and room and number < settings.shadow:
+            self._start(self._ask_spawned(asked, placed, spawned, given.answer, observed=settings.shadow))
         drawn, contested = room and number < share, room and number < settings.shadow_challenger
         beside = _Beside.of(view, placed, given, escalated=settings.shadow_challenger, accepted=min(share, settings.shadow_challenger))
         if given.tier == "teacher" and tried:
@@ -157,6 +165,14 @@ class Shadows:
         if teachers is not None and attempt.confidence:
             await self._compare(asked, placed, teachers, [attempt], served=False, observed=observed)
 
+    async def _ask_spawned(self, asked: Asked, placed: Placed, spawned: Challenger, teachers: Answer, *, observed: float) -> None:
+        """What a student that is still being trained says as the bare base: how good it was before, on the domain's own requests."""
+        found, _ = await self._dispatch.try_student(asked.request, spawned.student, spawned.adapter, least=None)
+        if found is None or not found.attempts[0].accepted:
+            return
+        await self._bill(asked, placed, found.answer, spawned.student.name, spawned.student.tier, "a student in training, as its base")
+        await self._compare(asked, placed, teachers, found.attempts, served=False, observed=observed)
+
     async def _ask_doubted(self, asked: Asked, view: TenantView, placed: Placed, teachers: Answer, *, observed: float) -> None:
         for student in view.students:
             if student.domain != placed.domain or student.calibrator.reliability >= 1:
@@ -187,12 +203,23 @@ class Shadows:
                 verdict, asking = await self._judging.compare(asked.request.prompt, attempt.answer, teachers.text)
                 for answer, name in asking:
                     await self._bill(asked, placed, answer, name, "teacher", "judged an answer")
+                if len(asking) < 2:  # a judge that is down has said nothing, and nothing is noted
+                    continue
                 good = verdict.acceptable
             outcome = Outcome(
                 asked.caller.tenant_id, asked.id, attempt.model, attempt.digest, placed.domain, attempt.score, attempt.confidence,
                 float(good), served, "judge" if judged else "teacher", observed,
             )  # fmt: skip
             await outcomes.add(self._pool, [outcome])
+
+    async def as_good(self, asked: Asked, question: str, kept: str, fresh: str) -> bool:
+        """Whether the judge finds a kept answer no worse than a fresh one; without a judge nobody finds so."""
+        if not self._judging.able:
+            return False
+        verdict, asking = await self._judging.compare(question, kept, fresh)
+        for answer, name in asking:
+            await self._bill(asked, Placed(asked.given_domain, None, "a kept answer"), answer, name, "teacher", "judged a kept answer")
+        return len(asking) == 2 and verdict.acceptable  # half a judge's word would count as a tie
 
     async def _bill(self, asked: Asked, placed: Placed, answer: Answer, model: str, tier: Tier, reason: str) -> None:
         """Its line on the tenant's bill; no text of it is kept, and it counts as no query."""

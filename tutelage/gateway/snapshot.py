@@ -47,13 +47,15 @@ class Challenger:
 @dataclass(frozen=True)
 class TenantView:
     """One tenant's routing: its domains and the students that answer them. `lineages`: those of its students' versions in charge.
-    `challengers`: by domain. `policy`: None where it is routed as configured."""
+    `challengers`: by domain; `spawned`: by domain, a student that is being trained and answers in the teacher's shadow alone, as the base
+    it begins with. `policy`: None where it is routed as configured."""
 
     index: DomainIndex | None
     students: tuple[StudentSnapshot, ...]
     adapters: dict[str, str]  # student name -> adapter name on the tier
     lineages: frozenset[str]
     challengers: Mapping[str, Challenger] = field(default_factory=dict)
+    spawned: Mapping[str, Challenger] = field(default_factory=dict)
     policy: Policy | None = None
 
     def serving(self, student: StudentSnapshot, prompt: str) -> tuple[StudentSnapshot, str]:
@@ -99,6 +101,7 @@ async def read(pool: Pool, *, routing: RoutingSettings) -> Snapshot:
     epoch, last = await _moved(pool)
     domains = await registry.read_domains(pool)
     champions, challengers = await registry.champions(pool), await registry.challengers(pool)
+    spawned = await registry.spawned(pool)
     newest = await outcomes.newest(pool, limit=routing.outcome_window)
     held = {tenant_id: in_force(row["version"], row["settings"], routing) for tenant_id, row in (await policies.active(pool)).items()}
     return Snapshot(
@@ -110,11 +113,12 @@ async def read(pool: Pool, *, routing: RoutingSettings) -> Snapshot:
                 [Domain.from_dict(record) for record in domains.get(tenant_id, [])],
                 [c for c in champions if c.tenant_id == tenant_id],
                 [(c, percent) for c, percent in challengers if c.tenant_id == tenant_id],
+                [s for s in spawned if s.tenant_id == tenant_id],
                 newest,
                 held.get(tenant_id),
                 routing,
             )
-            for tenant_id in {*domains, *held, *(c.tenant_id for c in champions)}
+            for tenant_id in {*domains, *held, *(c.tenant_id for c in champions), *(s.tenant_id for s in spawned)}
         },
         outcomes=last,
         stored=await tenants.stored_bytes(pool),
@@ -137,6 +141,7 @@ def _view(
     domains: list[Domain],
     champions: list[registry.Champion],
     challengers: list[tuple[registry.Champion, int]],
+    spawned: list[registry.Champion],
     newest: Mapping[str, Sequence[tuple[float, float]]],
     policy: Policy | None,
     routing: RoutingSettings,
@@ -151,6 +156,7 @@ def _view(
         {c.student: c.adapter for c in champions},
         frozenset(map(lineage_of, [*students, *answering])),
         contending,
+        {s.domain: Challenger(_student(s, {}, threshold), s.adapter, 0) for s in spawned},
         policy,
     )
 

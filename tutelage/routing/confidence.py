@@ -9,8 +9,10 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from tutelage.routing.promises import Assurance, assure
 
 MIN_LABELS = 20  # below this a calibrator says nothing (probability 0, so the request escalates)
 ISOTONIC_LABELS = 500  # from here there are enough labels to learn the curve's shape, not only its slope
@@ -31,7 +33,8 @@ class Calibrator:
 
     `a` and `b` are the logistic curve's slope (per nat of log-odds) and intercept. An isotonic calibrator adds the
     points (`scores`, `probabilities`) of a piecewise linear curve, mixed with the logistic one by `weight`. `reliability` is
-    the share of what it promises that newer outcomes confirm (`drift.py`); it scales every probability.
+    the share of what it promises that newer outcomes confirm (`drift.py`); it scales every probability. `assurance` is what answers of
+    at least some score surely are worth (`promises.py`): a probability is a guess, this is a promise.
     """
 
     kind: Kind
@@ -42,6 +45,7 @@ class Calibrator:
     scores: tuple[float, ...] = ()
     probabilities: tuple[float, ...] = ()
     reliability: float = 1.0
+    assurance: Assurance = field(default_factory=Assurance)
 
     def probability(self, score: float) -> float:
         """The probability of being right at this score: 0.0 when unknown, otherwise within `floor` and `ceiling`."""
@@ -52,6 +56,10 @@ class Calibrator:
         if self.weight:
             mixed += self.weight * _interpolate(score, self.scores, self.probabilities)
         return min(max(mixed, self.floor), self.ceiling) * self.reliability
+
+    def assured(self, score: float) -> float:
+        """The mean worth that answers of at least this score surely have; 0.0 where nothing is sure."""
+        return 0.0 if self.kind == "unknown" or math.isnan(score) else self.assurance.at(score) * self.reliability
 
     @property
     def floor(self) -> float:
@@ -65,13 +73,16 @@ class Calibrator:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self) | {"scores": list(self.scores), "probabilities": list(self.probabilities)}
+        assurance = {"cuts": list(self.assurance.cuts), "kept": list(self.assurance.kept)}
+        return asdict(self) | {"scores": list(self.scores), "probabilities": list(self.probabilities), "assurance": assurance}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Calibrator:
         """The calibrator that `to_dict` described. Raises TypeError on a missing or unknown field."""
         points = {name: tuple(fields.get(name, ())) for name in ("scores", "probabilities")}
-        return cls(**{**fields, **points})
+        told = fields.get("assurance", {})  # calibrators of before have none, and so promise nothing
+        assurance = Assurance(**{name: tuple(values) for name, values in told.items()})
+        return cls(**{**fields, **points, "assurance": assurance})
 
 
 def score(token_logprobs: Sequence[float]) -> float:
@@ -103,10 +114,11 @@ def fit(
     if n < MIN_LABELS:
         return Calibrator("unknown", n)
     a, b = _fit_platt(scores, correct, prior_strength)
+    assurance = assure(scores, correct)
     if n < isotonic_labels:
-        return Calibrator("platt", n, a, b)
+        return Calibrator("platt", n, a, b, assurance=assurance)
     points = _fit_isotonic(scores, correct)
-    return Calibrator("isotonic", n, a, b, n / (n + isotonic_labels), *points)
+    return Calibrator("isotonic", n, a, b, n / (n + isotonic_labels), *points, assurance=assurance)
 
 
 def ece(probabilities: Sequence[float], correct: Sequence[bool], *, bins: int = MAX_BINS, least: int = MIN_PER_BIN) -> float:

@@ -13,31 +13,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tutelage.errors import InvalidRequest
-from tutelage.routing import confidence, features
+from tutelage.routing import confidence, features, forest
 from tutelage.routing.confidence import Calibrator, Kind
+from tutelage.routing.forest import Forest, ForestSettings
 
 if TYPE_CHECKING:
     import numpy as np
     from scipy.sparse import csr_matrix
 
-FORMAT = 1
+FORMAT = 2
 # A prompt says far less than an answer does: with some thousand outcomes the steps of an isotonic curve are still noise (GSM8K, MMLU).
 ISOTONIC_LABELS = 10_000
 BLOCKS = ("embedding", "words", "letters", "surface", "domain", "near")
-LENS = ("words", "letters", "centre", "scale", "directions", "phases", "near")
+LENS = ("words", "letters", "centre", "scale", "directions", "phases", "near", "axes")
+NEAR_AXES = 12  # of `axes`, that a domain's direction is told by
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The probability that one model answers one prompt acceptably; 0.0 when `kind` is "unknown".
 
-    `n` counts the outcomes of that model behind it.
+    `n` counts the outcomes of that model behind it. `assured`: the mean worth that its answers to prompts with at least this probability
+    surely have (`promises.assure`).
     """
 
     probability: float
     n: int
     kind: Kind
     reason: str
+    assured: float = 0.0
 
 
 class Estimator(Protocol):
@@ -62,6 +66,8 @@ class EstimateSettings:
     waves: int = 512  # random Fourier features of the surface
     noises: tuple[float, ...] = (5.0, 10.0, 20.0, 40.0, 80.0)  # variance of an outcome in units of a block's; chosen by leave-one-out
     noise_rows: int = 1000  # outcomes the noise is chosen on
+    axes: int = 30  # main directions of the embeddings that trees see
+    trees: ForestSettings = field(default_factory=ForestSettings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +77,7 @@ class Lens:
     Surface features are standardised by `centre` and `scale` [features] and become cosines of random `directions`
     [features, waves] and `phases` [waves], whose products approximate a Gaussian kernel (Rahimi and Recht, 2007). `near`
     [domains + 1, dimension] is the mean direction of each domain's prompts, by which like domains lend each other strength; the last row
-    is that of all prompts, for a domain never seen.
+    is that of all prompts, for a domain never seen. `axes` [dimension, axes] are the main directions of the embeddings.
     """
 
     words: np.ndarray
@@ -81,7 +87,17 @@ class Lens:
     directions: np.ndarray
     phases: np.ndarray
     near: np.ndarray
+    axes: np.ndarray
     domains: tuple[str, ...]
+
+    def shape(self, surface: np.ndarray, embeddings: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """What trees see of prompts: surface [n, features], embeddings and their domain's direction [n, dimension]; float32, or one row
+        of each."""
+        import numpy as np
+
+        middle = self.near[-1]
+        seen = [surface, (embeddings - middle) @ self.axes, (near - middle) @ self.axes[:, :NEAR_AXES]]
+        return np.concatenate(seen, axis=-1).astype(np.float32)
 
     def waves(self, surface: np.ndarray) -> np.ndarray:
         """[n, features] or [features] to [n, waves] or [waves]."""
@@ -96,11 +112,13 @@ class Lens:
 class Weights:
     """What a model's outcomes taught: the log-odds scale is the calibrator's, these give a raw score by one product a block.
 
-    `blocks`: float32 [width, models] by block; `offset`: float32 [models].
+    `blocks`: float32 [width, models] by block; `offset`: float32 [models]. `forests`: trees for the models at these places, whose
+    guess counts as much as the blocks' sum.
     """
 
     blocks: dict[str, np.ndarray]
     offset: np.ndarray
+    forests: list[tuple[list[int], Forest]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,13 +152,18 @@ class QualityModel:
         lens, blocks = self.lens, self.weights.blocks
         words = features.weigh(features.word_buckets(prompt), lens.words)
         letters = features.weigh(features.letter_buckets(prompt), lens.letters)
-        waves = lens.waves(np.asarray(features.surface(prompt), dtype=np.float32))
+        surface = np.asarray(features.surface(prompt), dtype=np.float32)
+        waves = lens.waves(surface)
         total = self.weights.offset + embedding @ blocks["embedding"] + waves @ blocks["surface"]
         total = total + words.weights @ blocks["words"][words.buckets] + letters.weights @ blocks["letters"][letters.buckets]
         number = lens.domains.index(domain) if domain in lens.domains else -1
         if number >= 0:
             total = total + blocks["domain"][number]
-        return np.asarray(total + lens.near[number] @ blocks["near"])
+        total = np.asarray(total + lens.near[number] @ blocks["near"])
+        row = lens.shape(surface, embedding, lens.near[number])
+        for columns, trees in self.weights.forests:
+            total[columns] = (total[columns] + trees.predict(row)) / 2
+        return total
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; what is not a number is JSON in its header."""
@@ -149,8 +172,11 @@ class QualityModel:
         lens = self.lens
         tensors = {f"lens.{name}": getattr(lens, name) for name in LENS} | {"offset": self.weights.offset}
         tensors |= {f"block.{name}": array for name, array in self.weights.blocks.items()}
+        for place, (_, trees) in enumerate(self.weights.forests):
+            tensors |= {f"forest.{place}.{name}": getattr(trees, name) for name in forest.ARRAYS}
         header = {
             "format": FORMAT,
+            "forests": [columns for columns, _ in self.weights.forests],
             "domains": lens.domains,
             "calibrators": {model: calibrator.to_dict() for model, calibrator in self.calibrators.items()},
         }
@@ -171,8 +197,12 @@ class QualityModel:
             raise InvalidRequest(f"{path} holds no estimates of format {FORMAT}; fit them again")
         lens = {name.removeprefix("lens."): tensors[name] for name in tensors if name.startswith("lens.")}
         blocks = {name: tensors[f"block.{name}"] for name in BLOCKS}
+        forests = [
+            (columns, Forest(**{name: tensors[f"forest.{place}.{name}"] for name in forest.ARRAYS}))
+            for place, columns in enumerate(header["forests"])
+        ]
         calibrators = {model: Calibrator.from_dict(fields) for model, fields in header["calibrators"].items()}
-        return cls(Lens(**lens, domains=tuple(header["domains"])), Weights(blocks, tensors["offset"]), calibrators)
+        return cls(Lens(**lens, domains=tuple(header["domains"])), Weights(blocks, tensors["offset"], forests), calibrators)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,15 +226,15 @@ def fit(
 
     Ridge regression over six blocks of features, each of mean length 1 over the prompts: a Gaussian process with one linear
     kernel a block (Rasmussen and Williams, 2006, 2.7; leave-one-out 5.4.2). The domain block is the domain's own prior,
-    shrunk towards like domains (`near`) and all. Leave-one-out scores fit the calibrator of each model. Raises
-    ValueError on unequal lengths.
+    shrunk towards like domains (`near`) and all. Beside it stand trees (`forest`), and the score is the mean of both. Leave-one-out
+    scores, and those of trees that did not see the row, fit the calibrator of each model. Raises ValueError on unequal lengths.
     """
     import numpy as np
 
     lengths = {len(prompts), len(embeddings), len(domains), *map(len, outcomes.values())}
     if len(lengths) != 1 or not outcomes:
         raise ValueError(f"prompts, embeddings, domains and outcomes of each model must be as many; got lengths {sorted(lengths)}")
-    lens, blocks = _look(prompts, embeddings, domains, seed, settings)
+    lens, blocks, shapes = _look(prompts, embeddings, domains, seed, settings)
     judged = np.array([[np.nan if score is None else float(score) for score in column] for column in outcomes.values()]).T
     widths = {name: block.shape[1] for name, block in blocks.items()}
     weights = Weights(
@@ -217,7 +247,10 @@ def fit(
             rows = _chosen(rows, settings.max_rows, seed)
             cells = np.ix_(rows, np.asarray(columns))
             seen = {name: block[rows] for name, block in blocks.items()}
-            held_out[cells] = _learn(weights, seen, judged[cells], columns, settings)
+            smooth = _learn(weights, seen, judged[cells], columns, settings)
+            trees, unseen = forest.grow(shapes[rows], judged[cells], seed=seed, settings=settings.trees)
+            weights.forests.append((columns, trees))
+            held_out[cells] = (smooth + unseen) / 2
     calibrators = {model: _calibrate(held_out[:, i], judged[:, i]) for i, model in enumerate(outcomes)}
     for i, calibrator in enumerate(calibrators.values()):
         known = ~np.isnan(held_out[:, i])
@@ -230,13 +263,14 @@ def _estimate(model: str, calibrator: Calibrator, score: float) -> Estimate:
     if calibrator.kind == "unknown":
         return Estimate(0.0, n, "unknown", f"only {n} outcomes of {model} are known; {confidence.MIN_LABELS} are needed")
     probability = calibrator.probability(score)
-    return Estimate(probability, n, calibrator.kind, f"{model} is acceptable with probability {probability:.2f}, from {n} outcomes")
+    reason = f"{model} is acceptable with probability {probability:.2f}, from {n} outcomes"
+    return Estimate(probability, n, calibrator.kind, reason, calibrator.assured(score))
 
 
 def _look(
     prompts: Sequence[str], embeddings: np.ndarray, domains: Sequence[str | None], seed: int, settings: EstimateSettings
-) -> tuple[Lens, dict[str, Any]]:
-    """The lens these prompts teach, and their blocks [n, width] seen through it: dense or sparse."""
+) -> tuple[Lens, dict[str, Any], np.ndarray]:
+    """The lens these prompts teach, their blocks [n, width] seen through it, dense or sparse, and what trees see of them."""
     import numpy as np
 
     words, letters = [features.word_buckets(prompt) for prompt in prompts], [features.letter_buckets(prompt) for prompt in prompts]
@@ -254,16 +288,31 @@ def _look(
         (random.normal(size=(surfaces.shape[1], settings.waves)) / np.sqrt(used)).astype(np.float32),
         random.uniform(0, 2 * np.pi, settings.waves).astype(np.float32),
         _near(embeddings, domains, known),
+        _axes(embeddings, settings.axes),
         known,
     )
-    return lens, {
-        "embedding": np.asarray(embeddings, dtype=np.float32),
-        "words": features.matrix([features.weigh(row, word_idf) for row in words]),
-        "letters": features.matrix([features.weigh(row, letter_idf) for row in letters]),
-        "surface": lens.waves(surfaces),
-        "domain": _one_hot(domains, known),
-        "near": lens.near[[known.index(domain) if domain is not None else -1 for domain in domains]],
-    }
+    near = lens.near[[known.index(domain) if domain is not None else -1 for domain in domains]]
+    return (
+        lens,
+        {
+            "embedding": np.asarray(embeddings, dtype=np.float32),
+            "words": features.matrix([features.weigh(row, word_idf) for row in words]),
+            "letters": features.matrix([features.weigh(row, letter_idf) for row in letters]),
+            "surface": lens.waves(surfaces),
+            "domain": _one_hot(domains, known),
+            "near": near,
+        },
+        lens.shape(surfaces, embeddings, near),
+    )
+
+
+def _axes(embeddings: np.ndarray, count: int) -> np.ndarray:
+    """The main directions of the embeddings around their mean: float32 [dimension, count]."""
+    import numpy as np
+
+    centred = embeddings - embeddings.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T.astype(float) @ centred)
+    return np.ascontiguousarray(vectors[:, np.argsort(-values)[:count]], dtype=np.float32)
 
 
 def _near(embeddings: np.ndarray, domains: Sequence[str | None], known: Sequence[str]) -> np.ndarray:

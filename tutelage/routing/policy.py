@@ -76,9 +76,13 @@ def accept(student: StudentSnapshot, score: float, *, threshold: float) -> Accep
     return judge(student, score, needed=max(threshold, student.threshold))
 
 
-def judge(student: StudentSnapshot, score: float, *, needed: float) -> Acceptance:
-    """As `accept`, by `needed` alone: what a plan has made of both."""
-    confidence = student.calibrator.probability(score)
+def judge(student: StudentSnapshot, score: float, *, needed: float, promised: float | None = None) -> Acceptance:
+    """As `accept`, by `needed` alone: what a plan has made of both. `promised`: the quality that answers as sure as this one must surely
+    have, by outcomes that the calibrator did not learn from; None: nobody asked."""
+    confidence, assured = student.calibrator.probability(score), student.calibrator.assured(score)
+    if confidence >= needed and promised is not None:
+        told = f"answers as sure as this ({confidence:.3f}) surely are right in {assured:.3f}, {promised:.3f} is promised"
+        return Acceptance(assured >= promised, confidence, told)
     if confidence >= needed:
         return Acceptance(True, confidence, f"confidence {confidence:.3f} reaches {needed:.3f}")
     if student.calibrator.kind == "unknown":

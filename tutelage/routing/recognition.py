@@ -6,6 +6,7 @@ traffic together is novel (relative Mahalanobis distance, Ren et al., 2021). `do
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 FOLDS = 5
+SURE = 0.8  # probability from which a recognised domain counts as if its client had named it
 MIN_ROWS = 100  # fewer tell nothing of a covariance of hundreds of dimensions
 
 
@@ -132,6 +134,29 @@ def fit(
         scores[~rest] = _learn(embeddings[rest], numbers[rest], kind_of[rest], names, settings).judge(embeddings[~rest])[1]
     threshold = float(np.quantile(scores, settings.rejected))
     return replace(_learn(embeddings, numbers, kind_of, names, settings), threshold=threshold)
+
+
+def complete(embeddings: np.ndarray, labels: Sequence[str | None], *, least: int, seed: int) -> list[str | None]:
+    """The labels, and those that are recognised where none was given: from embeddings float32 [n, dimension] of length 1.
+
+    Only labels of at least `least` requests teach, and only if there are two of them and MIN_ROWS requests in all; what is novel, or less
+    probable than SURE, stays without one. Raises ValueError on unequal lengths.
+    """
+    if len(embeddings) != len(labels):
+        raise ValueError(f"{len(embeddings)} embeddings for {len(labels)} labels; pass one label, or None, for each")
+    counts = Counter(label for label in labels if label is not None)
+    taught = [row for row, label in enumerate(labels) if label is not None and counts[label] >= least]
+    asked = [row for row, label in enumerate(labels) if label is None]
+    named = [str(labels[row]) for row in taught]
+    if len(taught) < MIN_ROWS or len(set(named)) < 2 or not asked:
+        return list(labels)
+    known = fit(embeddings[taught], named, seed=seed)
+    probabilities, scores = known.judge(embeddings[asked])
+    found = list(labels)
+    for row, shares, score in zip(asked, probabilities, scores, strict=True):
+        if score >= known.threshold and shares.max() >= SURE:
+            found[row] = known.domains[int(shares.argmax())]
+    return found
 
 
 def _learn(

@@ -6,7 +6,8 @@ domains and what changed out. `domains` finds domains from nothing; this never l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
@@ -46,23 +47,36 @@ def revise(
     texts: Sequence[str],
     *,
     seed: int,
+    labels: Sequence[str | None] | None = None,
+    keep: Collection[str] = (),
     settings: DiscoverySettings = DEFAULTS,
 ) -> Revision:
-    """Read new requests, embeddings float32 [n, dimension] of length 1 and their texts, into known domains.
+    """Read new requests, embeddings float32 [n, dimension] of length 1, their texts and labels where given, into known domains.
 
-    Each request joins the domain it resembles. A found domain whose new requests fall into groups less alike than one domain
-    may be is split: the group nearest to what it was keeps the name. Two found domains that point the same way merge under the
-    larger's name. A domain that clients named is neither split nor merged. Requests that fit nowhere may form domains of their
-    own. Raises ValueError on unequal lengths.
+    Each request joins the domain its client named, or else the one it resembles; a new label founds a domain once `min_size` requests
+    carry it, and counts as none before. A found domain whose new requests fall into groups less alike than one domain may be is split: the
+    group nearest to what it was keeps the name. Two found domains that point the same way merge under the larger's name, or under that of
+    the one in `keep`, never away from it: its students serve. A domain that clients named is neither split nor merged. Requests that fit
+    nowhere may form domains of their own. Raises ValueError on unequal lengths.
     """
-    if len(embeddings) != len(texts):
-        raise ValueError(f"{len(embeddings)} embeddings, {len(texts)} texts; pass as many of each")
-    placed = DomainIndex(known).assign_all(embeddings)
-    loose = [row for row, assignment in enumerate(placed) if assignment.domain is None]
-    rows = {domain.name: [row for row, a in enumerate(placed) if a.domain == domain.name] for domain in known}
+    labels = [None] * len(texts) if labels is None else labels
+    if not len(embeddings) == len(texts) == len(labels):
+        raise ValueError(f"{len(embeddings)} embeddings, {len(texts)} texts, {len(labels)} labels; pass as many of each")
+    named = {label for label, count in Counter(labels).items() if label is not None and count >= settings.min_size}
+    known = [replace(domain, given=True) if domain.name in named else domain for domain in known]
+    taken = [domain.name for domain in known]
+    placed = [
+        label if label in named or label in taken else assignment.domain
+        for label, assignment in zip(labels, DomainIndex(known).assign_all(embeddings), strict=True)
+    ]
+    loose = [row for row, domain in enumerate(placed) if domain is None]
+    rows = {name: [row for row, domain in enumerate(placed) if domain == name] for name in [*taken, *sorted(named - {*taken})]}
     changes: list[Change] = []
     revised: list[Domain] = []
-    taken = [domain.name for domain in known]
+    for name in [name for name in rows if name not in taken]:
+        taken.append(name)
+        revised.append(replace(domains.describe(name, embeddings, rows[name], seed, settings), given=True))
+        changes.append(Change("new", name, (), f"clients named {len(rows[name])} requests so"))
     for domain in known:
         groups = [rows[domain.name]] if domain.given else _groups(embeddings, rows[domain.name], seed, settings)
         nearest = max(range(len(groups)), key=lambda i: _likeness(domain, embeddings, groups[i]))
@@ -79,7 +93,7 @@ def revise(
         revised.append(found)
         changes.append(Change("new", found.name, (), f"{len(group)} requests that fitted nowhere resemble each other"))
     split = {name for change in changes for name in (change.name, *change.of)}
-    merged, joined = _merged(revised, split, settings)
+    merged, joined = _merged(revised, split, keep, settings)
     index = DomainIndex(merged)
     novel = sum(assignment.domain is None for assignment in index.assign_all(embeddings))
     return Revision(tuple(sorted(merged, key=lambda d: (-d.size, d.name))), (*changes, *joined), novel)
@@ -145,20 +159,23 @@ def _born(
     return domains.describe(name, embeddings, rows, seed, settings)
 
 
-def _merged(found: Sequence[Domain], split: set[str], settings: DiscoverySettings) -> tuple[list[Domain], list[Change]]:
+def _merged(
+    found: Sequence[Domain], split: set[str], keep: Collection[str], settings: DiscoverySettings
+) -> tuple[list[Domain], list[Change]]:
     """Join found domains that are one: mean direction alike, and their requests as alike as within one domain."""
     left, changes = list(found), list[Change]()
     while True:
         pairs = [
             (domains.likeness(one, other), one, other)
             for one, other in combinations(left, 2)
-            if not (one.given or other.given or {one.name, other.name} <= split)
+            if not (one.given or other.given or {one.name, other.name} <= split or {one.name, other.name} <= {*keep})
         ]
         close = [pair for pair in pairs if pair[0] >= domains.SAME_DOMAIN]
         if not close:
             return left, changes
         similarity, one, other = max(close, key=lambda pair: pair[0])
-        host, guest = (one, other) if (one.size, other.name) >= (other.size, one.name) else (other, one)
+        first = (one.name in keep, one.size, other.name) >= (other.name in keep, other.size, one.name)
+        host, guest = (one, other) if first else (other, one)
         left = [domain for domain in left if domain is not guest]
         left[left.index(host)] = _joined(host, guest, settings)
         changes.append(Change("merged", host.name, (host.name, guest.name), f"their directions have a cosine of {similarity:.2f}"))

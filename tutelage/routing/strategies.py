@@ -24,13 +24,15 @@ _RANK: Mapping[Tier, int] = {"student": 0, "ta": 1, "teacher": 2}
 @dataclass(frozen=True)
 class Candidate:
     """A model that may answer. `microusd`: what one answer of the expected length costs, in millionths of a US dollar. `estimate`: how
-    probably its answer is acceptable, before it is asked; None where nobody estimates. Only a student is judged after the call."""
+    probably its answer is acceptable, before it is asked; None where nobody estimates. Only a student is judged after the call.
+    `recalled`: it is given earlier answers in context, of which the most similar one surely is right so often; 0: it is given none."""
 
     name: str
     tier: Tier
     microusd: int
     estimate: Estimate | None = None
     student: StudentSnapshot | None = None
+    recalled: float = 0.0
 
     @property
     def known(self) -> float | None:
@@ -42,11 +44,20 @@ class Candidate:
         known = self.known
         return known if known is not None else TEACHERS_WORTH if self.tier == "teacher" else 0.0
 
+    @property
+    def assured(self) -> float:
+        """The mean worth that its answers to requests like this one surely have; 0 while that is unknown. With the right answer before its
+        eyes it is taken for as good as that, unless outcomes say otherwise."""
+        if self.known is None or self.estimate is None:
+            return self.recalled
+        return max(self.estimate.assured, self.recalled if self.known >= self.recalled else 0.0)
+
 
 @dataclass(frozen=True)
 class Situation:
     """What is known of a request before anybody is asked. `models`: those configured that may answer it, as they are preferred.
-    `students`: of its domain. `similarity` is to the nearest domain; None: not looked at. `least`: the confidence asked for."""
+    `students`: of its domain. `similarity` is to the nearest domain; None: not looked at. `least`: the confidence asked for.
+    `promised`: the quality that the client states as its minimum, which answers must surely have; None: it states none."""
 
     domain: str | None
     similarity: float | None
@@ -56,6 +67,7 @@ class Situation:
     least: float
     max_microusd: int | None = None
     most_parallel: int = 3
+    promised: float | None = None
 
     @property
     def teacher(self) -> Candidate | None:
@@ -65,11 +77,12 @@ class Situation:
 @dataclass(frozen=True)
 class Step:
     """Ask one model. `least`: the confidence its answer must reach to be given; None: it is given as it is. `most_microusd`: what it may
-    cost; None: whatever it costs."""
+    cost; None: whatever it costs. `promised`: the quality that answers as sure as its own must surely have."""
 
     candidate: Candidate
     least: float | None = None
     most_microusd: int | None = None
+    promised: float | None = None
 
 
 @dataclass(frozen=True)
@@ -126,10 +139,11 @@ class Direct:
         known = [candidate for candidate in everybody if candidate.known is not None]
         near = situation.similarity is not None and situation.similarity >= situation.policy.similarity
         best = max(known, key=lambda c: (c.worth, -c.microusd, c.name), default=None)
-        if best is None or not near or best.worth < situation.least:
+        if best is None or not near or best.worth < situation.least or not _kept(best, situation):
             return _instead(self.name, situation, "no query like it is known well enough" if best is None or not near else _short(best))
         others = tuple(candidate for candidate in situation.models if candidate != best and _explorable(candidate, situation))
-        return Plan(self.name, "direct", (Step(best),), f"{best.name} does best at queries like it ({best.worth:.3f})", others)
+        step = Step(best, promised=situation.promised if best.student is not None else None)
+        return Plan(self.name, "direct", (step,), f"{best.name} does best at queries like it ({best.worth:.3f})", others)
 
 
 class Parallel:
@@ -138,6 +152,8 @@ class Parallel:
     name: ClassVar[Strategy] = "parallel"
 
     def plan(self, situation: Situation) -> Plan:
+        if situation.promised is not None:
+            return _instead(self.name, situation, "agreement promises no quality")
         asked = sorted(situation.models, key=lambda c: (-c.worth, c.microusd))[: situation.most_parallel]
         if situation.domain is not None or len(asked) < 2:
             return _instead(self.name, situation, "the query is no novel one" if situation.domain is not None else "there is but one model")
@@ -169,7 +185,8 @@ class Budget:
 
     def _cheapest(self, situation: Situation, most: int) -> Plan:
         """No configured model fits: a student that does answers as it is, or nobody."""
-        fitting = [student for student in situation.students if student.microusd <= most and _ceiling(student) >= situation.least]
+        able = [student for student in situation.students if _ceiling(student) >= situation.least and _kept(student, situation)]
+        fitting = [student for student in able if student.microusd <= most]
         if fitting:
             best = max(fitting, key=lambda c: (_RANK[c.tier], -c.microusd, c.name))
             return Plan(self.name, "direct", (Step(best, most_microusd=most),), f"only {best.name} costs at most {most} micro-dollars")
@@ -180,17 +197,19 @@ class Budget:
 
 class Quality:
     """At least the quality that is asked, as cheaply as it goes: students whose answers are judged, and behind them the cheapest model
-    that is good enough by estimate, the teacher where none is known to be."""
+    whose answers to such requests surely are good enough, the teacher where none is known to be. What a client states as its minimum is
+    promised of students too: a probability alone is not enough for it."""
 
     name: ClassVar[Strategy] = "quality"
 
     def plan(self, situation: Situation) -> Plan:
         stops, reason = _stops(situation)
         teacher = situation.teacher
-        enough = [c for c in situation.models if c.known is not None and c.known >= situation.least and _cheaper(c, teacher)]
+        enough = [c for c in situation.models if c.assured >= situation.least and _cheaper(c, teacher)]
         last = min(enough, key=lambda c: (c.microusd, -c.worth, c.name), default=teacher)
         if last is not teacher and last is not None:
-            behind = f"{last.name} is the cheapest that is good enough ({last.worth:.3f} reaches {situation.least:.3f})"
+            behind = f"{last.name} is the cheapest that surely is good enough ({last.assured:.3f} reaches {situation.least:.3f})"
+            behind += ", with earlier answers in context" if last.recalled else ""
             reason = f"{reason}; {behind}" if stops else behind
         others = tuple(c for c in situation.models if c != last and _explorable(c, situation))
         return _ending(self.name, stops, last, reason, () if stops else others)
@@ -222,12 +241,24 @@ def _stops(situation: Situation) -> tuple[tuple[Step, ...], str]:
     """Students of the domain that could ever be sure enough, the lowest tier first, and why."""
     snapshots = [c.student for c in situation.students if c.student is not None]
     choice = choose_student(situation.domain, snapshots, quality_floor=situation.least)
-    able = [c for c in situation.students if _ceiling(c) >= situation.least]
+    able = [c for c in situation.students if _ceiling(c) >= situation.least and _kept(c, situation)]
     best: dict[Tier, Candidate] = {}
     for candidate in sorted(able, key=lambda c: (c.student.version if c.student else 0, c.name)):
         best[candidate.tier] = candidate
     ordered = sorted(best.values(), key=lambda c: _RANK[c.tier])
-    return tuple(Step(c, least=max(situation.least, c.student.threshold if c.student else 0.0)) for c in ordered), choice.reason
+    if choice.student is not None and not ordered:
+        return (), f"no student's answers surely are as good as the {situation.promised} that is promised"
+    stops = (Step(c, max(situation.least, c.student.threshold if c.student else 0.0), promised=situation.promised) for c in ordered)
+    return tuple(stops), choice.reason
+
+
+def _kept(candidate: Candidate, situation: Situation) -> bool:
+    """Whether it can keep what is promised; the teacher is what quality is measured against."""
+    if situation.promised is None:
+        return True
+    if candidate.student is not None:
+        return candidate.student.calibrator.assured(MAX_SCORE) >= situation.promised
+    return candidate.tier == "teacher" or candidate.assured >= situation.promised
 
 
 def _ceiling(candidate: Candidate) -> float:

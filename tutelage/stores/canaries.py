@@ -17,6 +17,18 @@ async def read(pool: Pool, tenant_id: str, domain: str) -> list[Canary]:
     return [Canary(row["key"], np.frombuffer(row["embedding"], "f4"), row["quarter"]) for row in rows]
 
 
+async def requests(pool: Pool, tenant_id: str, domain: str, canaries: Sequence[Canary]) -> list[str]:
+    """The requests they came from, however long ago: found by their embeddings, for a key tells nothing. What was erased is not found."""
+    found = await pool.fetch(
+        "select request_id from interactions join bodies using (request_id) "
+        "where interactions.tenant_id = $1 and domain = $2 and endpoint = 'chat' and embedding = any($3::bytea[])",
+        tenant_id,
+        domain,
+        [canary.embedding.tobytes() for canary in canaries],
+    )
+    return [row["request_id"] for row in found]
+
+
 async def keep(pool: Pool, tenant_id: str, domain: str, canaries: Sequence[Canary]) -> None:
     """These and no others."""
     async with pool.acquire() as connection, connection.transaction():

@@ -255,21 +255,20 @@ async def watches(pool: Pool, version: Version) -> dict[str, tuple[Watched, floa
     }
 
 
-async def begin_rollout(pool: Pool, rollout: Rollout) -> None:
+async def begin_rollout(connection: Pool | Any, rollout: Rollout) -> None:
     """Put a challenger into shadow in its domain, in place of one that was on its way there."""
-    async with pool.acquire() as connection, connection.transaction():
-        await connection.execute(
-            "insert into rollouts (tenant_id, domain, student, version, percent, tier) values ($1, $2, $3, $4, $5, $6) "
-            "on conflict (tenant_id, domain) do update set student = excluded.student, version = excluded.version, "
-            "percent = excluded.percent, tier = excluded.tier, waiting = excluded.waiting, updated_at = now()",
-            rollout.tenant_id,
-            rollout.domain,
-            rollout.student,
-            rollout.version,
-            rollout.percent,
-            rollout.tier,
-        )
-        await bump(connection)
+    await connection.execute(
+        "insert into rollouts (tenant_id, domain, student, version, percent, tier) values ($1, $2, $3, $4, $5, $6) "
+        "on conflict (tenant_id, domain) do update set student = excluded.student, version = excluded.version, "
+        "percent = excluded.percent, tier = excluded.tier, waiting = excluded.waiting, updated_at = now()",
+        rollout.tenant_id,
+        rollout.domain,
+        rollout.student,
+        rollout.version,
+        rollout.percent,
+        rollout.tier,
+    )
+    await bump(connection)
 
 
 async def move_rollout(pool: Pool, rollout: Rollout, *, percent: int) -> None:

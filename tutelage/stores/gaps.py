@@ -31,17 +31,20 @@ COUNTED = """
             from interactions i join bodies b using (request_id)
             where i.tenant_id = $1 and i.endpoint = 'chat' order by i.created_at desc, i.request_id limit $2
         ) w left join unnest($3::text[], $4::timestamptz[]) as s (domain, since) on s.domain = w.domain
-        where w.domain is not null and w.cache not like 'hit%'
+        where (w.domain is not null or $5) and w.cache not like 'hit%'
     ) i group by i.domain order by i.domain
 """
 
 
-async def traffic(pool: Pool, tenant_id: str, *, rows: int, since: Mapping[str, datetime], recalled: Mapping[str, Tally]) -> list[Traffic]:
-    """What each domain saw among the tenant's newest `rows` interactions, new ones counted from `since` on (by domain)."""
-    found = await pool.fetch(COUNTED, tenant_id, rows, list(since), list(since.values()))
+async def traffic(
+    pool: Pool, tenant_id: str, *, rows: int, since: Mapping[str, datetime], recalled: Mapping[str, Tally], unplaced: bool = False
+) -> list[Traffic]:
+    """What each domain saw among the tenant's newest `rows` interactions, new ones counted from `since` on (by domain). `unplaced`: also,
+    under the empty name, those that fit no domain."""
+    found = await pool.fetch(COUNTED, tenant_id, rows, list(since), list(since.values()), unplaced)
     return [
         Traffic(
-            r["domain"], r["known"], r["requests"], r["failed"], r["cost_microusd"], r["escalated"], max(r["days"], LEAST_DAYS),
+            r["domain"] or "", r["known"], r["requests"], r["failed"], r["cost_microusd"], r["escalated"], max(r["days"], LEAST_DAYS),
             recalled.get(r["domain"], Tally()),
         )
         for r in found
@@ -49,9 +52,10 @@ async def traffic(pool: Pool, tenant_id: str, *, rows: int, since: Mapping[str, 
 
 
 def newest(versions: Sequence[Mapping[str, Any]], tenant_id: str) -> dict[str, Mapping[str, Any]]:
-    """The newest version of each domain that a gate has judged. One still "training" when a cycle begins was left by a cycle that was
-    cut off: nothing was learned from it, so its requests are there to learn from; so are those of one in quarantine."""
-    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] not in ("training", "quarantined")}
+    """The newest version of each domain that a gate has judged. Of one still in training, abandoned with its cycle or in quarantine nothing
+    was learned that holds, so its requests are there to learn from."""
+    unlearned = ("training", "abandoned", "quarantined")
+    return {v["domain"]: v for v in versions if v["tenant_id"] == tenant_id and v["status"] not in unlearned}
 
 
 def tried(version: Mapping[str, Any]) -> Tried:

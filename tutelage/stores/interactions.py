@@ -259,16 +259,23 @@ async def add_lost(
 
 
 async def read_interactions(
-    pool: Pool, tenant_id: str, *, limit: int, since: datetime | None = None, for_training: bool = False
+    pool: Pool,
+    tenant_id: str,
+    *,
+    limit: int,
+    since: datetime | None = None,
+    for_training: bool = False,
+    request_ids: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The newest `limit` chat interactions of a tenant whose bodies are kept, oldest first, each with its latest feedback (`score`,
-    `label`) and its attempts; `for_training`: none of a tenant that opted out."""
+    """The newest `limit` chat interactions of a tenant (of those requests) whose bodies are kept, oldest first, each with its latest
+    feedback (`score`, `label`) and its attempts; `for_training`: none of a tenant that opted out."""
     rows = await pool.fetch(
         """
         select i.*, f.score as feedback_score, f.label as feedback_label
         from (select interactions.*, messages, answer from interactions join bodies using (request_id)
               where interactions.tenant_id = $1 and endpoint = 'chat' and ($3::timestamptz is null or interactions.created_at >= $3)
               and (not $4 or exists (select 1 from tenants where id = $1 and training = 'on'))
+              and ($5::text[] is null or request_id = any($5))
               order by interactions.created_at desc, request_id limit $2) i
         left join lateral (select score, label from feedback where request_id = i.request_id order by id desc limit 1) f on true
         order by i.created_at, i.request_id
@@ -277,6 +284,7 @@ async def read_interactions(
         limit,
         since,
         for_training,
+        None if request_ids is None else list(request_ids),
     )
     tried = await pool.fetch(
         f"select request_id, {', '.join(ATTEMPT_COLUMNS)} from attempts where request_id = any($1) order by request_id, position",  # noqa: S608

@@ -7,14 +7,14 @@ MLflow shows the same facts to people; this ledger is what routing believes. It 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import asyncpg
 
-from tutelage.errors import InvalidRequest, NotFound, PlanLimitReached, PromotionConflict
+from tutelage.errors import CycleRunning, NotFound, PlanLimitReached, PromotionConflict
 from tutelage.gateway.limits import holdings
 from tutelage.records import Tier
 from tutelage.stores import audit
@@ -68,6 +68,9 @@ class Champion:
         return adapter_name(self.student, self.version)
 
 
+FRESH = "fresh"  # the folder of the adapter that a version begins with, beside `adapter`
+
+
 def adapter_name(student: str, version: int) -> str:
     """The name under which a tier knows one version of a student."""
     return f"{student}.v{version}"
@@ -93,36 +96,33 @@ async def read_domains(pool: Pool) -> dict[str, list[dict[str, Any]]]:
 
 
 async def open_cycle(pool: Pool, cycle_id: str, tenant_id: str) -> None:
-    """Raises InvalidRequest when this tenant's cycle is running already."""
+    """Raises CycleRunning when this tenant's cycle is running already."""
     try:
         await pool.execute("insert into cycles (id, tenant_id) values ($1, $2)", cycle_id, tenant_id)
     except asyncpg.UniqueViolationError as running:
-        raise InvalidRequest(
-            f"an evolution cycle of {tenant_id} is running; wait for it, or after a crash run: tutelage evolve --once --take-over"
-        ) from running
-
-
-async def abandon_cycles(pool: Pool, tenant_id: str) -> int:
-    """Mark cycles that a crash left running as failed; how many there were."""
-    rows = await pool.fetch(
-        "update cycles set status = 'failed', finished_at = now() where tenant_id = $1 and status = 'running' returning id",
-        tenant_id,
-    )
-    return len(rows)
+        raise CycleRunning(f"an evolution cycle of {tenant_id} is running; wait for it to end") from running
 
 
 async def close_cycle(pool: Pool, cycle_id: str, *, status: str, summary: dict[str, Any]) -> None:
     await pool.execute("update cycles set status = $2, finished_at = now(), summary = $3 where id = $1", cycle_id, status, summary)
 
 
-async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str) -> int:
+async def spawn(
+    pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_id: str, folder: str, most: int | None = None,
+    teachers: Sequence[str] = (),
+) -> int:  # fmt: skip
     """Register the next version of the domain's student and return its number; `folder` holds `{version}`.
 
+    `most`: versions that the domain keeps to answer; the oldest that is not needed is retired for the new one (None: any number).
+
     Raises:
-        PlanLimitReached: it would be a student more than the tenant may have; the next version of one it has is no new one.
+        PlanLimitReached: it would be a student more than the tenant may have (the next version of one it has is no new one), or the
+            domain keeps as many versions as it may and needs all of them.
     """
     async with pool.acquire() as connection, connection.transaction():
         await _check_room(connection, tenant_id, student)
+        if most is not None:
+            await _make_room(connection, tenant_id, domain, student, most)
         await connection.execute(
             "insert into students (name, tenant_id, domain) values ($1, $2, $3) on conflict (name) do nothing",
             student,
@@ -131,13 +131,48 @@ async def spawn(pool: Pool, *, tenant_id: str, domain: str, student: str, cycle_
         )
         version: int = await connection.fetchval("select coalesce(max(version), 0) + 1 from versions where student = $1", student)
         await connection.execute(
-            "insert into versions (student, version, cycle_id, status, path) values ($1, $2, $3, 'training', $4)",
+            "insert into versions (student, version, cycle_id, status, path, teachers) values ($1, $2, $3, 'training', $4, $5)",
             student,
             version,
             cycle_id,
             folder.format(version=version),
+            list(teachers),
         )
         return version
+
+
+async def begin_with(pool: Pool, student: str, version: int, *, digest: str) -> None:
+    """Note the fresh adapter that a version begins with, and tell the gateways: it is asked in the shadow of the teacher from now on."""
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("update versions set fresh_digest = $3 where student = $1 and version = $2", student, version, digest)
+        await bump(connection)
+
+
+async def _make_room(connection: Any, tenant_id: str, domain: str, student: str, most: int) -> None:
+    """Retire the oldest versions beyond the limit, but for the champion, a challenger and whoever a rollback would go back to."""
+    kept = await connection.fetch(
+        "select version from versions where student = $1 and status in ('training', 'waiting', 'challenger', 'student', 'ta', 'teacher') "
+        "and not exists (select 1 from rollouts r where r.student = versions.student and r.version = versions.version) order by version",
+        student,
+    )
+    held = await connection.fetchval("select count(*)::int from rollouts where student = $1", student)
+    now = await pointer(connection, tenant_id, domain)
+    former = await before(connection, tenant_id, domain, student=now.student or "", version=now.version or 0)
+    needed = {now.version, former.version}
+    spare = [row["version"] for row in kept if row["version"] not in needed]
+    over = len(kept) + held + 1 - most
+    if over > len(spare):
+        raise PlanLimitReached(
+            f"domain {domain!r} keeps {len(kept) + held} versions of its student, needs all of them and may keep {most}; "
+            "raise max_models_per_domain in evolve.yaml"
+        )
+    for version in spare[: max(over, 0)]:
+        await connection.execute(
+            "update versions set status = 'retired', reason = $3 where student = $1 and version = $2",
+            student,
+            version,
+            f"retired for a newer one: a domain keeps {most} versions (max_models_per_domain)",
+        )
 
 
 async def _check_room(connection: Any, tenant_id: str, student: str) -> None:
@@ -175,7 +210,7 @@ async def complete_version(pool: Pool, student: str, version: int, **facts: Any)
     )
 
 
-async def pointer(pool: Pool, tenant_id: str, domain: str) -> Pointer:
+async def pointer(pool: Pool | Any, tenant_id: str, domain: str) -> Pointer:
     row = await pool.fetchrow(
         "select sequence, champion_student as student, champion_version as version, champion_tier as tier from promotions "
         "where tenant_id = $1 and domain = $2 order by sequence desc limit 1",
@@ -185,8 +220,10 @@ async def pointer(pool: Pool, tenant_id: str, domain: str) -> Pointer:
     return Pointer(**row) if row else Pointer()
 
 
-async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
+async def decide(pool: Pool, decision: Decision, *, expected: int, within: Callable[[Any], Awaitable[None]] | None = None) -> Pointer:
     """Append a decision if the ledger still ends at `expected`, and wake the gateways; a person's is told in the audit chain too.
+
+    `within`: what else becomes true with it or not at all; it is given the transaction's connection.
 
     Raises:
         PromotionConflict: another decision came first; read the pointer and judge again.
@@ -221,6 +258,8 @@ async def decide(pool: Pool, decision: Decision, *, expected: int) -> Pointer:
             subject = adapter_name(decision.student, decision.version)
             action = f"student.{decision.action}"
             await audit.append(connection, tenant_id=decision.tenant_id, actor=decision.actor, action=action, subject=subject, detail=told)
+        if within is not None:
+            await within(connection)
         await bump(connection)
     return Pointer(moved, decision.champion.student, decision.champion.version, decision.champion.tier)
 
@@ -252,6 +291,18 @@ async def challengers(pool: Pool) -> list[tuple[Champion, int]]:
     return [(Champion(**{name: row[name] for name in Champion.__dataclass_fields__}), row["percent"]) for row in rows]
 
 
+async def spawned(pool: Pool) -> list[Champion]:
+    """Every version in training, with the fresh adapter that it begins with: it is asked in the shadow of the teacher, never to serve."""
+    rows = await pool.fetch(
+        """
+        select s.tenant_id, s.domain, v.student, v.version, v.path, v.fresh_digest as digest from versions v
+        join students s on s.name = v.student join tenants t on t.id = s.tenant_id and t.status <> 'deleted'
+        where v.status = 'training' and v.fresh_digest is not null order by s.tenant_id, s.domain, v.version
+        """
+    )
+    return [Champion(**row, tier="student", calibrator={"kind": "unknown", "n": 0}) for row in rows]
+
+
 async def versions_by_digest(pool: Pool, tenant_id: str) -> dict[str, tuple[str, int]]:
     """A tenant's student versions by the digest of their adapter."""
     rows = await pool.fetch(
@@ -270,7 +321,7 @@ async def folders(pool: Pool, tenant_id: str) -> dict[tuple[str, int], Path]:
     return {(row["student"], row["version"]): Path(row["path"]) for row in rows}
 
 
-async def before(pool: Pool, tenant_id: str, domain: str, *, student: str, version: int) -> Pointer:
+async def before(pool: Pool | Any, tenant_id: str, domain: str, *, student: str, version: int) -> Pointer:
     """Who answered the domain before this version did and may do so again: never one that was rolled back, put in quarantine or refused
     since. A pointer to nobody (the teachers) where there is none. Its sequence is the ledger's end, for the compare-and-set."""
     now = await pointer(pool, tenant_id, domain)
@@ -314,8 +365,11 @@ async def standby(pool: Pool) -> list[tuple[str, str, str]]:
 
 async def list_versions(pool: Pool) -> list[dict[str, Any]]:
     rows = await pool.fetch(
-        "select s.tenant_id, s.domain, v.student, v.version, v.status, v.awaits, v.digest, v.reason, v.mlflow_version, v.bento, "
-        "v.evidence, v.path, v.created_at from versions v join students s on s.name = v.student order by s.tenant_id, s.domain, v.version"
+        """
+        select s.tenant_id, s.domain, v.student, v.version, v.status, v.awaits, v.digest, v.reason, v.mlflow_version, v.bento, v.evidence,
+            v.path, v.created_at, v.teachers, v.fresh_digest
+        from versions v join students s on s.name = v.student order by s.tenant_id, s.domain, v.version
+        """
     )
     return [dict(row) for row in rows]
 

@@ -17,7 +17,7 @@ from tutelage.stores.database import Pool
 TIERS = ("free", "pro", "enterprise")
 CHANGEABLE = (
     "tier", "status", "limits", "on_disconnect", "bodies", "retention_days", "cache_seconds", "semantic_error_budget", "strategy",
-    "max_cost_microusd", "training",
+    "max_cost_microusd", "min_confidence", "training",
 )  # fmt: skip
 TENANT = f"id, name, {', '.join(CHANGEABLE)}, erasures"
 KEY = "id, tenant_id, role, hash, expires_at, revoked_at, models, limits, routes"

@@ -3,6 +3,7 @@
 `rules` holds the pure ones, `code` runs tests in a limited process, `judge` asks a model. None knows where answers come from.
 """
 
-from tutelage.verifiers.rules import KINDS, Verdict, Verifier, VerifierSettings, verifier
+from tutelage.settings import VerifierSettings
+from tutelage.verifiers.rules import KINDS, Verdict, Verifier, verifier
 
 __all__ = ["KINDS", "Verdict", "Verifier", "VerifierSettings", "verifier"]

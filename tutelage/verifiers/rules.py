@@ -10,12 +10,10 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from tutelage.scoring import matches
-from tutelage.settings import Strict
+from tutelage.settings import VerifierSettings
 
 KINDS = ("exact", "normalised", "numeric", "json_schema", "reasoning_gym", "code")
 NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?%?")
@@ -32,15 +30,6 @@ class Verdict:
 
 
 Verifier = Callable[[str, str, Mapping[str, Any]], Verdict]
-
-
-class VerifierSettings(Strict):
-    """`kind` of comparison. `tolerance`: relative error allowed of a number. `code_seconds`, `code_megabytes`: limits of a code test."""
-
-    kind: Literal["exact", "normalised", "numeric", "json_schema", "reasoning_gym", "code"] = "normalised"
-    tolerance: float = Field(default=1e-6, ge=0)
-    code_seconds: float = Field(default=5.0, gt=0)
-    code_megabytes: int = Field(default=512, ge=32)
 
 
 def verifier(settings: VerifierSettings) -> Verifier:

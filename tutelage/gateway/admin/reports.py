@@ -1,4 +1,6 @@
-"""/admin/v1/usage and /admin/v1/billing, as JSON or CSV. It refuses to know how the ledger is kept (`stores/usage.py`)."""
+"""/admin/v1/usage and /admin/v1/billing, as JSON or CSV, and /admin/v1/gaps. It refuses to know how they are counted (`stores/usage.py`,
+`gaps.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,13 @@ from typing import Any, cast
 
 from fastapi import Response
 
+from tutelage import gaps
+from tutelage.evolution.gaps import EvolveSettings
 from tutelage.gateway import limits
 from tutelage.gateway.admin import shapes
 from tutelage.gateway.admin.door import Call, Route, as_csv
-from tutelage.stores import usage
+from tutelage.settings import load
+from tutelage.stores import tenants, usage
 from tutelage.stores.usage import By, Question
 
 
@@ -61,7 +66,17 @@ async def _each(bills: Sequence[shapes.Bill]) -> AsyncIterator[Mapping[str, Any]
         yield one.model_dump()
 
 
+async def open_gaps(call: Call) -> shapes.Gaps:
+    """Where the teacher is needed often and dearly, as of now, and what a cycle would decide on it; for a tenant's key, its own."""
+    asked: shapes.GapsQuery = call.query
+    tenant_id = await call.tenant_asked_for("usage.read", asked.tenant)
+    known = [tenant.id for tenant in await tenants.list_tenants(call.pool)] if tenant_id is None else [tenant_id]
+    rows = await gaps.now(call.pool, load(EvolveSettings, call.state.config_dir), known)
+    return shapes.Gaps(data=[shapes.Gap(**row) for row in rows])
+
+
 ROUTES = (
+    Route("GET", "/gaps", "usage.read", open_gaps, shapes.Gaps, query=shapes.GapsQuery),
     Route("GET", "/usage", "usage.read", use, shapes.Usage, query=shapes.UsageQuery, csv=True),
     Route("GET", "/billing", "billing.read", bill, shapes.Bills, query=shapes.BillingQuery, csv=True),
 )

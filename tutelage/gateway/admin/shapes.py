@@ -43,6 +43,7 @@ ErrorBudget = Annotated[float, Field(ge=0, le=0.5), BeforeValidator(number)]
 PolicyVersion = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(whole)]
 MaxCost = Annotated[int, Field(ge=1, le=10**15), BeforeValidator(whole)]
 Share = Annotated[float, Field(gt=0, le=1)]
+LeastQuality = Annotated[float, Field(gt=0, le=1), BeforeValidator(number)]
 Training = Literal["on", "off"]  # whether students may learn from its traffic
 
 
@@ -62,6 +63,7 @@ class NewTenant(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy = "quality"
     max_cost_microusd: MaxCost | None = None
+    min_confidence: LeastQuality | None = None
     training: Training = "on"
 
 
@@ -69,7 +71,8 @@ class TenantChange(Strict):
     """Only what is sent changes. `limits` stand beside those agreed before; null there lifts a limit. `retention_days` null: for ever;
     `cache_seconds` null: as long as the gateway says. `semantic_error_budget`: the share of answers given to paraphrases that may
     be wrong; 0: none are given, null: as much as the gateway says.
-    `max_cost_microusd`, of one answer, null: whatever it costs.
+    `max_cost_microusd`, of one answer, null: whatever it costs. `min_confidence`: the least quality that its answers are promised,
+    null: none is stated.
     Operators alone change `tier` and `limits`."""
 
     tier: Tier | None = None
@@ -81,6 +84,7 @@ class TenantChange(Strict):
     semantic_error_budget: ErrorBudget | None = None
     strategy: Strategy | None = None
     max_cost_microusd: MaxCost | None = None
+    min_confidence: LeastQuality | None = None
     training: Training | None = None
 
 
@@ -129,6 +133,10 @@ class Page(Strict):
 
     limit: int = Field(default=100, ge=1, le=MOST_ROWS)
     after: Text | None = None
+
+
+class GapsQuery(Strict):
+    tenant: Text | None = None
 
 
 class UsageQuery(Strict):
@@ -194,6 +202,7 @@ class Tenant(BaseModel):
     semantic_error_budget: float | None
     strategy: Strategy
     max_cost_microusd: int | None
+    min_confidence: float | None
     training: Training
 
 
@@ -296,6 +305,34 @@ class Usage(BaseModel):
     object: Literal["list"] = "list"
     data: list[UsageRow]
     has_more: bool
+
+
+class Gap(BaseModel):
+    """A domain (null: requests that fit none yet). Rates have 95 % Wilson bounds; costs are micro-dollars, `priority` those that a
+    core-second of training is expected to save a day; `decision`: what a cycle would do now."""
+
+    tenant_id: str
+    domain: str | None
+    requests: int
+    per_day: float
+    failure_rate: float
+    failure_95: tuple[float, float]
+    escalation_rate: float
+    escalation_95: tuple[float, float]
+    cost_microusd: int
+    cost_per_day_microusd: float
+    learnability: float
+    kind: Literal["skill", "knowledge"]
+    training_seconds: float
+    priority: float
+    decision: Literal["train", "propose", "retrieve", "wait"]
+    reason: str
+
+
+class Gaps(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[Gap]
+    has_more: Literal[False] = False
 
 
 class Bill(BaseModel):

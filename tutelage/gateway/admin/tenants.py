@@ -29,6 +29,7 @@ async def create(call: Call) -> shapes.MadeTenant:
         semantic_error_budget=asked.semantic_error_budget,
         strategy=asked.strategy,
         max_cost_microusd=asked.max_cost_microusd,
+        min_confidence=asked.min_confidence,
         training=asked.training,
     )
     tenant, made = await tenancy.create_tenant(call.pool, call.pepper, wanted, maker=call.maker, now=datetime.now(UTC))
@@ -57,7 +58,7 @@ async def change(call: Call) -> shapes.Tenant:
     assert call.tenant is not None
     asked: shapes.TenantChange = call.body
     sent = asked.model_dump(exclude_unset=True)
-    nullable = ("retention_days", "cache_seconds", "semantic_error_budget", "max_cost_microusd")
+    nullable = ("retention_days", "cache_seconds", "semantic_error_budget", "max_cost_microusd", "min_confidence")
     changes = {name: value for name, value in sent.items() if value is not None or name in nullable}
     if any(name in PLAN for name in changes):
         call.require("tenants.plan", of=call.tenant.id)
@@ -113,6 +114,7 @@ def _shown(tenant: records.Tenant, stored: dict[str, int], students: dict[str, i
         semantic_error_budget=tenant.semantic_error_budget,
         strategy=tenant.strategy,
         max_cost_microusd=tenant.max_cost_microusd,
+        min_confidence=tenant.min_confidence,
         training=tenant.training,
     )
 

@@ -1,0 +1,79 @@
+"""Trees that guess outcomes from a prompt's numbers: extremely randomised ones, grown with scikit-learn, kept as arrays, walked with numpy.
+
+They see what a sum of kernels does not: that length matters in one kind of request and not in another. Knows nothing of prompts, models
+or calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
+
+
+@dataclass(frozen=True)
+class ForestSettings:
+    """`leaf`: fewest rows in a leaf, of which there are at most about `leaves` a tree; `share` of the features is tried at each split."""
+
+    trees: int = 300
+    leaf: int = 5
+    leaves: int = 300
+    share: float = 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """All trees' nodes in one row: int32 `roots` [trees]; `feature` int32 [nodes], -1 in a leaf; float32 `threshold` [nodes]; int32 `left`
+    and `right` [nodes]; float32 `value` [nodes, outcomes], the mean of the rows that end there."""
+
+    roots: np.ndarray
+    feature: np.ndarray
+    threshold: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+    value: np.ndarray
+
+    def predict(self, row: np.ndarray) -> np.ndarray:
+        """Float32 [features] to [outcomes]: the mean of the leaves that it falls into, in all trees at once, level by level."""
+        import numpy as np
+
+        at = self.roots
+        while True:
+            feature = self.feature[at]
+            if (feature < 0).all():
+                return np.asarray(self.value[at].mean(axis=0))
+            step = np.where(row[feature] <= self.threshold[at], self.left[at], self.right[at])
+            at = np.where(feature < 0, at, step)
+
+
+DEFAULTS = ForestSettings()
+
+
+def grow(rows: np.ndarray, outcomes: np.ndarray, *, seed: int, settings: ForestSettings = DEFAULTS) -> tuple[Forest, np.ndarray]:
+    """From float32 [n, features] and outcomes [n, outcomes]; and for each row what the trees say that did not see it, [n, outcomes].
+
+    Geurts, Ernst and Wehenkel (2006), on bootstrap samples, so that about a third of the trees has not seen a row.
+    """
+    import numpy as np
+    from sklearn.ensemble import ExtraTreesRegressor
+
+    leaf = max(settings.leaf, len(rows) // settings.leaves)
+    grown = ExtraTreesRegressor(
+        settings.trees, min_samples_leaf=leaf, max_features=settings.share, bootstrap=True, oob_score=True, random_state=seed
+    ).fit(rows, outcomes if outcomes.shape[1] > 1 else outcomes[:, 0])
+    trees = [one.tree_ for one in grown.estimators_]
+    starts = np.cumsum([0, *(tree.node_count for tree in trees)])
+    moved = [np.where(tree.feature < 0, 0, start).astype(np.int32) for tree, start in zip(trees, starts, strict=False)]
+    forest = Forest(
+        starts[:-1].astype(np.int32),
+        np.concatenate([np.where(tree.feature < 0, -1, tree.feature) for tree in trees]).astype(np.int32),
+        np.concatenate([tree.threshold for tree in trees]).astype(np.float32),
+        np.concatenate([np.maximum(tree.children_left, 0) + more for tree, more in zip(trees, moved, strict=True)]).astype(np.int32),
+        np.concatenate([np.maximum(tree.children_right, 0) + more for tree, more in zip(trees, moved, strict=True)]).astype(np.int32),
+        np.concatenate([tree.value[:, :, 0] for tree in trees]).astype(np.float32),
+    )
+    return forest, np.asarray(grown.oob_prediction_).reshape(outcomes.shape)
