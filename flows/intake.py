@@ -37,18 +37,19 @@ class Versions:
 
 
 class Taught:
-    """The prompts of each version's data set, by their hash; read once a version. None: its data are gone, so nothing is new to it."""
+    """The prompts of each version's data set, by their hash; read once a version. None: there are no data, so nothing is new to it."""
 
     def __init__(self) -> None:
-        self._known: dict[Version, frozenset[bytes] | None] = {}
+        self._known: dict[Version, frozenset[bytes]] = {}
 
     async def of(self, pool: Pool, tenant_id: str, versions: Iterable[Version]) -> Mapping[Version, frozenset[bytes] | None]:
-        missing = set(versions) - self._known.keys()
-        folders = await registry.folders(pool, tenant_id) if missing else {}
-        for version in missing:
+        wanted = set(versions)
+        folders = await registry.folders(pool, tenant_id) if wanted - self._known.keys() else {}
+        for version in wanted - self._known.keys():
             asked = datasets.requests(folders[version])
-            self._known[version] = None if asked is None else await standing.prompts(pool, asked)
-        return self._known
+            if asked is not None:  # a version that was only just spawned has none yet
+                self._known[version] = await standing.prompts(pool, asked)
+        return {version: self._known.get(version) for version in wanted}
 
 
 @dataclass
