@@ -15,7 +15,7 @@ import yaml
 from fakes import FakeModelServer
 from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
 
-from flows.traffic import learn_estimates, tune
+from flows.traffic import find_domains, learn_estimates, tune
 from flows.workshop import Cycle
 from tutelage.fleet import engines
 from tutelage.gateway.limits import strategies
@@ -433,6 +433,27 @@ async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with
     assert row["evidence"]["threshold"]["at_new"]["effective"] >= 100
     await until(lambda: running.app.state.watcher.current.view(running.tenant_id).policy is not None)
     assert (await ask(running, {"model": "auto", "messages": [{"role": "user", "content": SUMS[3]}]})).headers["x-tutelage-tier"] == "ta"
+
+
+async def test_cycles_carry_domains_on_and_place_every_request(running: Running, home: Home, encoder: Path, database_url: str) -> None:
+    async def say(texts: list[str], **more: Any) -> None:
+        for text in texts:
+            await ask(running, {"model": "auto", "messages": [{"role": "user", "content": text}], **more})
+
+    async def sizes() -> dict[str, int]:
+        found = (await registry.read_domains(running.pool))[running.tenant_id]
+        return {record["name"]: record["size"] for record in found}
+
+    cycle = Cycle("c2", running.tenant_id, "acme", home.root, home.root / "config", database_url)
+    await say(SUMS[:40], metadata={"domain": "sums"})
+    assert await find_domains.fn(cycle) == 40
+    assert await sizes() == {"sums": 40}
+    await say(SUMS[40:50])
+    assert await find_domains.fn(cycle) == 50
+    assert await sizes() == {"sums": 50}
+    assert {row["domain"] for row in await rows(running)} == {"sums"}
+    assert await find_domains.fn(cycle) == 50
+    assert await sizes() == {"sums": 50}, "what was read is not read again"
 
 
 async def test_a_cycle_tunes_by_itself_once_enough_is_on_record_and_says_why(

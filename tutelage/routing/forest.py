@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import numpy as np
 
-ARRAYS = ("roots", "feature", "threshold", "left", "right", "value")
+ARRAYS = ("roots", "feature", "threshold", "children", "value", "depth")
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,25 @@ class ForestSettings:
 
 @dataclass(frozen=True, eq=False)
 class Forest:
-    """All trees' nodes in one row: int32 `roots` [trees]; `feature` int32 [nodes], -1 in a leaf; float32 `threshold` [nodes]; int32 `left`
-    and `right` [nodes]; float32 `value` [nodes, outcomes], the mean of the rows that end there."""
+    """All trees' nodes in one row: int32 `roots` [trees]; `feature` int32 [nodes] and float32 `threshold` [nodes]; int32 `children`
+    [nodes, 2], the first for values up to the threshold, in a leaf both itself; float32 `value` [nodes, outcomes], the mean of the rows
+    that end there; `depth` int32 [1], steps from a root to the deepest leaf."""
 
     roots: np.ndarray
     feature: np.ndarray
     threshold: np.ndarray
-    left: np.ndarray
-    right: np.ndarray
+    children: np.ndarray
     value: np.ndarray
+    depth: np.ndarray
 
     def predict(self, row: np.ndarray) -> np.ndarray:
         """Float32 [features] to [outcomes]: the mean of the leaves that it falls into, in all trees at once, level by level."""
         import numpy as np
 
-        at = self.roots
-        while True:
-            feature = self.feature[at]
-            if (feature < 0).all():
-                return np.asarray(self.value[at].mean(axis=0))
-            step = np.where(row[feature] <= self.threshold[at], self.left[at], self.right[at])
-            at = np.where(feature < 0, at, step)
+        at, following = self.roots, self.children.ravel()
+        for _ in range(int(self.depth[0])):  # a leaf leads to itself, so that no tree need be asked whether it is done
+            at = following[2 * at + (row[self.feature[at]] > self.threshold[at])]
+        return np.asarray(self.value[at].mean(axis=0))
 
 
 DEFAULTS = ForestSettings()
@@ -67,13 +65,17 @@ def grow(rows: np.ndarray, outcomes: np.ndarray, *, seed: int, settings: ForestS
     ).fit(rows, outcomes if outcomes.shape[1] > 1 else outcomes[:, 0])
     trees = [one.tree_ for one in grown.estimators_]
     starts = np.cumsum([0, *(tree.node_count for tree in trees)])
-    moved = [np.where(tree.feature < 0, 0, start).astype(np.int32) for tree, start in zip(trees, starts, strict=False)]
+    leaves = [tree.children_left < 0 for tree in trees]
+    children = []
+    for tree, leaf_here, start in zip(trees, leaves, starts, strict=False):
+        both, itself = np.stack([tree.children_left, tree.children_right], axis=1), np.arange(tree.node_count)[:, None]
+        children.append(np.where(leaf_here[:, None], itself, both) + start)
     forest = Forest(
         starts[:-1].astype(np.int32),
-        np.concatenate([np.where(tree.feature < 0, -1, tree.feature) for tree in trees]).astype(np.int32),
+        np.concatenate([np.maximum(tree.feature, 0) for tree in trees]).astype(np.int32),
         np.concatenate([tree.threshold for tree in trees]).astype(np.float32),
-        np.concatenate([np.maximum(tree.children_left, 0) + more for tree, more in zip(trees, moved, strict=True)]).astype(np.int32),
-        np.concatenate([np.maximum(tree.children_right, 0) + more for tree, more in zip(trees, moved, strict=True)]).astype(np.int32),
+        np.ascontiguousarray(np.concatenate(children), dtype=np.int32),
         np.concatenate([tree.value[:, :, 0] for tree in trees]).astype(np.float32),
+        np.array([max(tree.max_depth for tree in trees)], dtype=np.int32),
     )
     return forest, np.asarray(grown.oob_prediction_).reshape(outcomes.shape)
