@@ -102,14 +102,14 @@ def test_code_sees_neither_our_environment_nor_our_folder(monkeypatch: pytest.Mo
 
 
 class Opinions(FakeModelServer):
-    """A judge with a rule: `says(a, b)` of the two answers it is shown."""
+    """A judge with a rule: `prefers(a, b)` of the two answers it is shown."""
 
-    says: Any = None
+    prefers: Any = None
 
     async def _chat(self, request: Any) -> Any:
         text = (await request.json())["messages"][0]["content"]
         a, _, b = text.partition("[Answer A]\n")[2].partition("\n\n[Answer B]\n")
-        self.answer = self.says(a, b.partition("\n\nReply")[0])
+        self.answer = self.prefers(a, b.partition("\n\nReply")[0])
         return await super()._chat(request)
 
 
@@ -124,7 +124,7 @@ class Opinions(FakeModelServer):
 )
 def test_a_judge_must_hold_to_its_opinion_in_both_orders(says: Any, preference: float) -> None:
     with Opinions() as server:
-        server.says = says
+        server.prefers = says
         judge = ModelJudge(f"{server.url}/v1", "mistral-large", teacher="gpt-4o")
         assert judge.preference("Which?", "good", "bad") == preference
 
