@@ -89,7 +89,7 @@ async def _carry_out(office: Office, slot: Slot, order: Order, signed: Mark) -> 
     actor = f"mlflow:{signed.by}" if signed.by else "mlflow:a reviewer"
     reason = f"{order.reason} by {signed.by or 'a reviewer'} in MLflow" + (f": {signed.why}" if signed.why else "")
     try:
-        if order.action in ("serve", "challenge") or (order.action == "approve" and slot.status[order.version] == "waiting"):
+        if order.action in ("serve", "challenge", "approve"):
             path, digest = slot.files[order.version]
             wanted = Wanted(registry.adapter_name(slot.student, order.version), str(Path(path) / "adapter"), digest)
             load_adapter(office.home, office.config_dir, wanted)

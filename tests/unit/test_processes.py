@@ -68,3 +68,12 @@ def test_what_a_killed_process_left_in_its_session_is_ended_with_it(home: Home) 
 
     assert not processes.stop(home, "worker")
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_other_files_beside_the_notes_are_nobodys_process(home: Home) -> None:
+    (home.run / "publish-1.json").write_text("[]")
+    (home.run / "broken.json").write_text("{")
+
+    assert processes.names(home) == []
+    assert processes.find(home, "publish-1") is None
+    assert not processes.stop(home, "broken")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -51,8 +52,10 @@ def python(*arguments: str) -> list[str]:
 
 def find(home: Home, name: str) -> psutil.Process | None:
     """The running process of that name, if any."""
-    with contextlib.suppress(OSError, ValueError, KeyError, psutil.Error):
-        fact = json.loads(_file(home, name).read_text())
+    fact = _noted(home, name)
+    with contextlib.suppress(psutil.Error):
+        if fact is None:
+            return None
         process = psutil.Process(int(fact["pid"]))
         # process ids are reused: the start time tells them apart
         if abs(process.create_time() - float(fact["created"])) < 1.0 and process.status() != psutil.STATUS_ZOMBIE:
@@ -61,8 +64,8 @@ def find(home: Home, name: str) -> psutil.Process | None:
 
 
 def names(home: Home) -> list[str]:
-    """Every name this home has a file for, running or not."""
-    return sorted(path.stem for path in home.run.glob("*.json"))
+    """Every name this home has a note of, running or not; other files may lie there too."""
+    return sorted(path.stem for path in home.run.glob("*.json") if _noted(home, path.stem) is not None)
 
 
 def stop(home: Home, name: str, *, grace: float = GRACE_SECONDS) -> bool:
@@ -116,8 +119,10 @@ def on_terminate_raise() -> None:
 
 def _end_orphans(home: Home, name: str, *, grace: float) -> None:
     """End what a process that was killed left in the session that it led."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        fact = json.loads(_file(home, name).read_text())
+    fact = _noted(home, name)
+    if fact is None:
+        return
+    with contextlib.suppress(OSError):
         leader, since = int(fact["pid"]), float(fact["created"])
         if leader == os.getsid(0) or (psutil.pid_exists(leader) and psutil.Process(leader).status() != psutil.STATUS_ZOMBIE):
             return  # the number was given to another process since, so its session had ended
@@ -131,6 +136,15 @@ def _descendants(process: psutil.Process) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         return list(process.children(recursive=True))
     return []
+
+
+def _noted(home: Home, name: str) -> dict[str, Any] | None:
+    """What `note` wrote under that name; None where it did not."""
+    with contextlib.suppress(OSError, ValueError):
+        fact = json.loads(_file(home, name).read_text())
+        if isinstance(fact, dict) and {"pid", "created"} <= fact.keys():
+            return fact
+    return None
 
 
 def _file(home: Home, name: str) -> Path:

@@ -16,6 +16,7 @@ from tutelage.stores import evidence, registry
 from tutelage.stores.database import Pool
 from tutelage.stores.evidence import Version
 
+UNABLE = ("training", "abandoned", "quarantined")
 VERSIONS = """
     select s.name, s.tenant_id, s.domain, v.version, v.status, v.awaits, v.mlflow_version, v.path, v.digest,
         (select coalesce(max(p.sequence), 0) from promotions p where p.tenant_id = s.tenant_id and p.domain = s.domain) as sequence,
@@ -68,7 +69,7 @@ def _slot(rows: list[Any], champions: Mapping[Version, registry.Champion], going
         champion=champion.version if champion else None,
         tier=champion.tier if champion else None,
         challenger=rollout.version if rollout else None,
-        able={v: _tier(row, rollout) for v, row in mine.items() if row["digest"] and row["status"] not in ("training", "quarantined")},
+        able={v: _tier(row, rollout) for v, row in mine.items() if row["digest"] and row["status"] not in UNABLE},
         waiting={v: row["awaits"] for v, row in mine.items() if row["awaits"]},
         out=frozenset(v for v, row in mine.items() if row["status"] in ("refused", "quarantined")),
     )
