@@ -53,6 +53,7 @@ async def read(database_url: str, tenant_id: str) -> Records:
 
 
 def answered(sent: Sent, phase: Phase, rows: Rows) -> Answered:
+    """What became of a request. A student that rose to tier `teacher` counts as TA: a report's teacher is the model that is paid for."""
     row = rows.get(sent.request_id)
     if row is None:
         return Answered(sent.item.task, phase, sent.correct, 0.0, None, seconds=sent.seconds)
@@ -63,7 +64,7 @@ def answered(sent: Sent, phase: Phase, rows: Rows) -> Answered:
         correct=sent.correct,
         # the header has fractions of a micro-dollar, which the ledger rounds
         cost_usd=float(sent.headers.get("x-tutelage-cost-usd", row["cost_microusd"] / 1e6)),
-        tier=row["tier"],
+        tier="ta" if row["tier"] == "teacher" and tried and tried.accepted else row["tier"],
         cached=row["cache"].startswith("hit"),
         confidence=tried.confidence if tried else None,
         student=tried.model if tried else None,
