@@ -24,7 +24,7 @@ from tutelage.fleet.tiers import TierControl, Wanted
 from tutelage.settings import CHECKOUT, Home, TierSettings, load
 from tutelage.stores.database import Pool, open_pool
 
-STORING = ("training.publish", "bentos.tier.package")
+STORING = ("training.publish", "bentos.tier.package", "flows.review")
 STORING_SECONDS = 120.0
 STEP = re.compile(r"\bstep (\d+)/(\d+)")
 

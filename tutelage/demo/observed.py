@@ -87,7 +87,7 @@ def tasks_of(sent: Sequence[Sent], rows: Rows) -> dict[str, str]:
 def trained(sent: Sequence[Sent], records: Records, versions: Sequence[Mapping[str, Any]]) -> list[Trained]:
     """One record for each of the versions, under its domain's task; tasks without one have a record too."""
     tasks = tasks_of(sent, records.rows)
-    found = [student(v, tasks[v["domain"]]) for v in versions if v["domain"] in tasks]
+    found = [student(v, tasks[v["domain"]]) for v in versions if v["domain"] in tasks and v["status"] in DECISIONS]
     for task in sorted({one.item.task for one in sent} - {record.task for record in found}):
         reason = "no gap of this task was worth a student; see: tutelage gaps"
         found.append(Trained(task, None, "refused", reason, 0, 0, 0, None, None))
