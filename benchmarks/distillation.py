@@ -24,6 +24,7 @@ from training.prune import prune
 from training.recipe import FinetuneSettings
 from tutelage.scoring import majority, matches, wilson
 from tutelage.settings import Home
+from tutelage.verifiers import VerifierSettings, verifier
 
 VALIDATION_SHARE = 0.05
 
@@ -191,7 +192,8 @@ def generation(options: argparse.Namespace, base_dir: Path, adapter: Path, judge
     engine = Engine(base_dir, threads=options.threads)
     engine.load_adapter("student", adapter, adapters.digest(adapter))
     cpu = time.process_time()
-    answered = answer(engine, judged, student="student", max_tokens=96, batch=16)
+    verify = verifier(VerifierSettings())  # of the whole text; what counts is the final answer, below
+    answered = answer(engine, judged, student="student", max_tokens=96, batch=16, verify=verify)
     spent = time.process_time() - cpu
     right = sum(matches(reasoning.final(each.completion.text), each.example.label) for each in answered)
     tokens = sum(each.completion.completion_tokens for each in answered)
