@@ -26,8 +26,9 @@ from tutelage.errors import AdapterRejected, TrafficUnreadable
 from tutelage.evolution.canaries import key_of
 from tutelage.routing import confidence
 from tutelage.scoring import Rate, majority, wilson
-from tutelage.settings import Home, Strict
+from tutelage.settings import Home, JudgedBySettings, Strict
 from tutelage.verifiers import Verifier, VerifierSettings, verifier
+from tutelage.verifiers.judge import ModelJudge, judged
 
 if TYPE_CHECKING:
     from inference.generation import Completion, Engine
@@ -42,7 +43,8 @@ class EvaluateSettings(Strict):
     The untrained base answers the first `untrained_items` of the judged items too, for comparison with an adapter, and the first
     `in_context_items` of them with `in_context_examples` of the nearest training examples before the question.
     An answer may be `extra_tokens` longer than the longest one in training (or, for the bare base, among the labels).
-    `core_hour_usd` prices the CPU time of an answer. `verifier`: when an answer is right.
+    `core_hour_usd` prices the CPU time of an answer. `verifier`: when an answer is right; `judge`: which model says so
+    where the verifier does not, for tasks without one right answer.
     """
 
     batch: int = Field(default=16, ge=1)
@@ -53,6 +55,7 @@ class EvaluateSettings(Strict):
     in_context_examples: int = Field(default=3, ge=1)
     core_hour_usd: float = Field(default=0.04, ge=0)
     verifier: VerifierSettings = VerifierSettings()
+    judge: JudgedBySettings | None = None
     threads: int = Field(default=0, ge=0)
 
 
@@ -129,6 +132,7 @@ def evaluate(
     Raises:
         TrafficUnreadable: a row of `data` or `calibration` cannot be read.
         AdapterRejected: the adapter's files cannot be loaded onto this base.
+        ConfigInvalid, EngineFailed: the judge's key is not set; it does not answer.
     """
     from inference.generation import Engine
 
@@ -141,7 +145,7 @@ def evaluate(
     if adapter:
         engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))
     max_tokens = (manifest.get("max_answer_tokens") or _longest(tested, base_dir)) + config.extra_tokens
-    ask = partial(answer, engine, max_tokens=max_tokens, batch=config.batch, verify=verifier(config.verifier))
+    ask = partial(answer, engine, max_tokens=max_tokens, batch=config.batch, verify=_verifier(config))
     outcomes = ask(calibrating, student=STUDENT if adapter else None)
     calibrator = _fit(outcomes) if calibrating else None
     started = time.perf_counter()
@@ -189,10 +193,16 @@ def answer(
         requests = [Request(messages=list(items[i].prompt), adapter=student, max_tokens=max_tokens) for i in chosen]
         for i, completion in zip(chosen, engine.generate(requests), strict=True):
             item = items[i]
-            right = verify(completion.text, item.label, item.metadata).right
-            win = right or not verify(item.answer, item.label, item.metadata).right
+            right = verify(completion.text, item.label, item.facts).right
+            win = right or not verify(item.answer, item.label, item.facts).right
             done[i] = Answered(item, completion, confidence.score(completion.logprobs), right, win)
     return [done[i] for i in range(len(items))]
+
+
+def _verifier(config: EvaluateSettings) -> Verifier:
+    """Raises ConfigInvalid when the judge's key is not to be had."""
+    verify = verifier(config.verifier)
+    return judged(verify, ModelJudge(config.judge)) if config.judge else verify
 
 
 def _fit(answered: Sequence[Answered]) -> confidence.Calibrator:
@@ -238,9 +248,9 @@ def _baselines(
     found: dict[str, Any] = {"majority": _rate(constant), "retrieval": None, "in_context": None}
     if not learned:
         return found
-    verify, neighbours = verifier(config.verifier), baselines.Neighbours.of(learned)
+    verify, neighbours = _verifier(config), baselines.Neighbours.of(learned)
     looked_up = zip(items, baselines.copied(items, neighbours), strict=True)
-    found["retrieval"] = _rate(wilson(sum(verify(text, item.label, item.metadata).right for item, text in looked_up), len(items)))
+    found["retrieval"] = _rate(wilson(sum(verify(text, item.label, item.facts).right for item, text in looked_up), len(items)))
     asked = items[: config.in_context_items]
     shown = baselines.in_context(asked, neighbours, config.in_context_examples, fits) if asked else []
     found["in_context"] = _share(ask(shown, student=None)) if shown else None

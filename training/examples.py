@@ -49,6 +49,11 @@ class Example:
         """The last user message, for people who read a report."""
         return self.prompt[-1]["content"]
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a verifier may look at beside answer and label."""
+        return {**self.metadata, "prompt": self.text}
+
     def row(self) -> dict[str, Any]:
         """The example as a JSONL object that `parse` reads back."""
         answered = [*self.prompt, {"role": "assistant", "content": self.answer}]

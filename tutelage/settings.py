@@ -160,6 +160,14 @@ class JudgeSettings(Strict):
         return self
 
 
+class JudgedBySettings(JudgeSettings):
+    """A judge for a stage that runs by itself: an OpenAI-compatible endpoint, `base_url` up to /v1; its key is in `api_key_env`."""
+
+    base_url: str
+    api_key_env: str | None = None
+    timeout_seconds: float = Field(default=60.0, gt=0)
+
+
 class VerifierSettings(Strict):
     """`kind` of comparison. `tolerance`: relative error allowed of a number. `code_seconds`, `code_megabytes`: limits of a code test."""
 

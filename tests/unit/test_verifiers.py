@@ -9,10 +9,11 @@ from fakes import FakeModelServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutelage.errors import ConfigInvalid
+from tutelage.errors import ConfigInvalid, EngineFailed
+from tutelage.settings import JudgedBySettings
 from tutelage.verifiers import KINDS, VerifierSettings, verifier
 from tutelage.verifiers.code import Limits, run_tests
-from tutelage.verifiers.judge import ModelJudge
+from tutelage.verifiers.judge import ModelJudge, judged
 
 SORTED = "def sort(values):\n    return sorted(values)"
 TESTS = "assert sort([3, 1, 2]) == [1, 2, 3]"
@@ -102,36 +103,57 @@ def test_code_sees_neither_our_environment_nor_our_folder(monkeypatch: pytest.Mo
 
 
 class Opinions(FakeModelServer):
-    """A judge with a rule: `prefers(a, b)` of the two answers it is shown."""
+    """A judge with a rule: `prefers(first, second)` of the two answers it is shown."""
 
     prefers: Any = None
 
     async def _chat(self, request: Any) -> Any:
-        text = (await request.json())["messages"][0]["content"]
-        a, _, b = text.partition("[Answer A]\n")[2].partition("\n\n[Answer B]\n")
-        self.answer = self.prefers(a, b.partition("\n\nReply")[0])
+        text = (await request.json())["messages"][-1]["content"]
+        first, second = (text.partition(f"<{name}>\n")[2].partition(f"\n</{name}>")[0] for name in ("first", "second"))
+        self.answer = self.prefers(first, second)
         return await super()._chat(request)
 
 
+def judge_at(server: Opinions, **more: Any) -> ModelJudge:
+    named = {"model": "large", "family": "mistral", "teacher_families": ("openai",)}
+    return ModelJudge(JudgedBySettings(**named, base_url=f"{server.url}/v1", **more))
+
+
 @pytest.mark.parametrize(
-    ("says", "preference"),
+    ("prefers", "right"),
     [
-        (lambda a, b: "A" if a == "good" else "B", 1.0),
-        (lambda a, b: "A" if a == "bad" else "B", 0.0),
-        (lambda a, b: "A", 0.5),
-        (lambda a, b: "I cannot say", 0.5),
+        (lambda first, second: "FIRST" if first == "other words" else "SECOND", True),
+        (lambda first, second: "FIRST" if first == "the label" else "SECOND", False),
+        (lambda first, second: "TIE", True),
+        (lambda first, second: "FIRST", False),
+        (lambda first, second: "I cannot say", False),
     ],
 )
-def test_a_judge_must_hold_to_its_opinion_in_both_orders(says: Any, preference: float) -> None:
+def test_what_no_program_finds_right_is_right_when_the_judge_holds_to_it_both_ways_round(prefers: Any, right: bool) -> None:
     with Opinions() as server:
-        server.prefers = says
-        judge = ModelJudge(f"{server.url}/v1", "mistral-large", teacher="gpt-4o")
-        assert judge.preference("Which?", "good", "bad") == preference
+        server.prefers = prefers
+        verify = judged(verifier(VerifierSettings()), judge_at(server))
+        assert verify("other words", "the label", {"prompt": "Which?"}).right is right
+        assert len(server.requests) == 2
 
 
-def test_a_judge_of_the_teachers_family_is_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="family"):
-        ModelJudge("http://x/v1", "openai/gpt-4o-mini", teacher="gpt-4o")
+def test_a_judge_is_not_asked_of_what_a_program_finds_right_nor_of_nothing() -> None:
+    with Opinions() as server:
+        verify = judged(verifier(VerifierSettings()), judge_at(server))
+        assert verify("42", "42", {"prompt": "Which?"}).right
+        assert not verify(" ", "42", {"prompt": "Which?"}).right
+        assert server.requests == []
+
+
+def test_a_judge_that_does_not_answer_or_whose_key_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JUDGE_KEY", raising=False)
+    with Opinions() as server:
+        server.prefers = lambda first, second: "TIE"
+        server.status = 500
+        with pytest.raises(EngineFailed, match="did not answer"):
+            judge_at(server).compare("Which?", "a", "b")
+        with pytest.raises(ConfigInvalid, match="JUDGE_KEY"):
+            judge_at(server, api_key_env="JUDGE_KEY")
 
 
 def test_a_verdict_says_what_was_compared() -> None:

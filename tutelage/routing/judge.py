@@ -18,6 +18,7 @@ INSTRUCTION = (
     "Reply with one word: FIRST, SECOND or TIE."
 )
 _WORD = re.compile(r"\b(FIRST|SECOND|TIE)\b", re.IGNORECASE)
+EQUAL = "the judge finds them equal both ways round"
 MOST_CHARACTERS = 8_000  # of each text: a judge is asked about answers, not about books
 
 
@@ -57,7 +58,7 @@ def combine(straight: Said | None, swapped: Said | None) -> Verdict:
     if straight == "second" and swapped == "first":
         return Verdict("lose", "the judge prefers the other both ways round")
     if straight == swapped == "tie":
-        return Verdict("tie", "the judge finds them equal both ways round")
+        return Verdict("tie", EQUAL)
     return Verdict("tie", "the judge's preference turns with the places: no preference")
 
 
