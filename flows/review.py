@@ -9,18 +9,16 @@ MLflow takes six CPU seconds to import and 150 MB: the watch must never wait for
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flows.beside import command, looking
 from flows.desk import WORD, Desk
 from flows.workshop import load_adapter, tell
-from tutelage.errors import AdapterRejected, BackendFailed, PromotionConflict, TutelageError
+from tutelage.errors import AdapterRejected, BackendFailed, PromotionConflict
 from tutelage.evolution.review import NAMES, TIERS, UNKNOWN, Mark, Order, moved, orders
 from tutelage.fleet.tiers import Wanted
 from tutelage.settings import Home
@@ -217,54 +215,23 @@ def _since(slot: Slot, version: int, counts: Mapping[str, Any], lines: Sequence[
     return asked + "\n".join([*table, "", *history])
 
 
-async def run(office: Office, *, every: float | None) -> None:
-    """Look once, or every so many seconds until cancelled; MLflow is imported once there is anything to review."""
-    desk: Desk | None = None
-    while True:
-        try:
-            if desk is None and await reviews.slots(office.pool):
-                desk = Desk(office.home.environment()["MLFLOW_TRACKING_URI"])
-            for line in await look(office, desk) if desk is not None else ():
-                tell("review", line)
-        except Exception:
-            if every is None:
-                raise
-            logging.getLogger(__name__).exception("this look failed; the next one tries again")
-        if every is None:
-            return
-        await asyncio.sleep(every)
-
-
-async def serve(home: Home, config_dir: Path, database_url: str, *, every: float | None) -> None:
+async def serve(home: Home, config_dir: Path, database_url: str, every: float | None) -> None:
+    """Look until cancelled, or once; MLflow is imported when there is anything to review."""
     pool = await open_pool(database_url, size=2)
+    office, desk = Office(pool, home, config_dir), None
+
+    async def once() -> None:
+        nonlocal desk
+        if desk is None and await reviews.slots(pool):
+            desk = Desk(home.environment()["MLFLOW_TRACKING_URI"])
+        for line in await look(office, desk) if desk is not None else ():
+            tell("review", line)
+
     try:
-        await run(Office(pool, home, config_dir), every=every)
+        await looking(once, every=every)
     finally:
         await pool.close()
 
 
-def main() -> int:
-    from tutelage.fleet import processes
-    from tutelage.operations import database
-
-    parser = argparse.ArgumentParser(prog="python -m flows.review", description="Show the ledger in MLflow and obey reviewers there.")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
-    parser.add_argument("--once", action="store_true", help="one look, then end")
-    parser.add_argument("--config", metavar="DIR")
-    arguments = parser.parse_args()
-    home = Home.from_environment()
-    processes.on_terminate_raise()
-    try:
-        with database(home) as url:
-            config_dir = home.config_dir(arguments.config)
-            asyncio.run(serve(home, config_dir, url, every=None if arguments.once else arguments.every))
-    except TutelageError as error:
-        print(f"review: {error.message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("review", "Show the ledger in MLflow and obey reviewers there.", serve, every=EVERY_SECONDS))

@@ -9,8 +9,6 @@ server and its worker run (`tutelage ui`), an event asks them for the cycle; oth
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -22,8 +20,8 @@ from typing import Any
 
 import httpx
 
+from flows import beside
 from flows.workshop import tell
-from tutelage.errors import TutelageError
 from tutelage.evolution.gaps import EvolveSettings
 from tutelage.evolution.timing import due
 from tutelage.fleet import consoles, processes
@@ -92,42 +90,17 @@ def emit(api: str, tenant_id: str, name: str, reason: str) -> None:
     httpx.post(f"{api}/events", json=[event], timeout=10).raise_for_status()
 
 
-async def run(database_url: str, home: Home, config_dir: Path, *, every: float) -> None:
-    """Look every so many seconds until cancelled; a look that fails is told and the next one tries again."""
+async def serve(home: Home, config_dir: Path, database_url: str, every: float | None) -> None:
+    """Look until cancelled; at low priority, and so is everything that is started."""
+    os.nice(NICENESS)
     timer = Timer(home, config_dir)
     pool = await open_pool(database_url, size=1)
     try:
-        while True:
-            try:
-                await timer.look(pool, now=datetime.now(UTC))
-            except Exception:
-                log.exception("this look failed; the next one tries again")
-            await asyncio.sleep(every)
+        await beside.looking(lambda: timer.look(pool, now=datetime.now(UTC)), every=every)
     finally:
         timer.close()
         await pool.close()
 
 
-def main() -> int:
-    from tutelage.operations import database
-
-    parser = argparse.ArgumentParser(prog="python -m flows.timer", description="Begin evolution cycles when they are due.")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
-    parser.add_argument("--config", metavar="DIR")
-    arguments = parser.parse_args()
-    home = Home.from_environment()
-    processes.on_terminate_raise()
-    os.nice(NICENESS)  # and so is everything that it starts
-    try:
-        with database(home) as url:
-            asyncio.run(run(url, home, home.config_dir(arguments.config), every=arguments.every))
-    except TutelageError as error:
-        print(f"timer: {error.message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(beside.command("timer", "Begin evolution cycles when they are due.", serve, every=EVERY_SECONDS, once=False))

@@ -8,9 +8,6 @@ new line of the promotion ledger: the version before is held warm by the tier, a
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,9 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from flows.beside import command, looking
 from flows.intake import Taught, take_in
 from flows.workshop import tell
-from tutelage.errors import PromotionConflict, TutelageError
+from tutelage.errors import PromotionConflict
 from tutelage.evolution.canaries import inflated
 from tutelage.evolution.evidence import Tally
 from tutelage.evolution.promotion import PromotionSettings, Verdict, compared, confirmed, demote, good_enough
@@ -183,46 +181,19 @@ async def _facts(pool: Pool, version: Version) -> dict[str, Any]:
     raise LookupError(f"no version {version[1]} of {version[0]}")
 
 
-async def run(database_url: str, config_dir: Path, *, every: float | None) -> None:
-    """Look once, or every so many seconds until cancelled; a look that fails is told and the next one tries again."""
+async def serve(_: Home, config_dir: Path, database_url: str, every: float | None) -> None:
+    """Look until cancelled, or once."""
     pool, taught = await open_pool(database_url, size=1), Taught()
+
+    async def once() -> None:
+        for line in await look(pool, Rules.read(config_dir), taught):
+            tell("watch", line)
+
     try:
-        while True:
-            try:
-                for line in await look(pool, Rules.read(config_dir), taught):
-                    tell("watch", line)
-            except Exception:
-                if every is None:
-                    raise
-                logging.getLogger(__name__).exception("this look failed; the next one tries again")
-            if every is None:
-                return
-            await asyncio.sleep(every)
+        await looking(once, every=every)
     finally:
         await pool.close()
 
 
-def main() -> int:
-    from tutelage.fleet import processes
-    from tutelage.operations import database
-
-    parser = argparse.ArgumentParser(prog="python -m flows.watch", description="Watch over what serves.")
-    parser.add_argument("--every", type=float, default=EVERY_SECONDS, metavar="SECONDS")
-    parser.add_argument("--once", action="store_true", help="one look, then end")
-    parser.add_argument("--config", metavar="DIR")
-    arguments = parser.parse_args()
-    home = Home.from_environment()
-    processes.on_terminate_raise()
-    try:
-        with database(home) as url:
-            asyncio.run(run(url, home.config_dir(arguments.config), every=None if arguments.once else arguments.every))
-    except TutelageError as error:
-        print(f"watch: {error.message}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("watch", "Watch over what serves.", serve, every=EVERY_SECONDS))
