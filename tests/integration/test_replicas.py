@@ -203,7 +203,7 @@ async def outage(site: Site, pair: tuple[Replica, Replica]) -> None:
     party = await join(site, pair, "outage", queries_per_day=2000)
     await asyncio.sleep(6)  # a beat: workers know how many they are
     healthy, _ = await storm(pair, party, 400, name="healthy")
-    assert healthy[200] > 300, "a busy machine may refuse a few; what follows is bounded all the same"
+    assert healthy[200] > 200, "a busy machine may refuse a few; what follows is bounded all the same"
     valkey = processes.find(site.home, "valkey")
     assert valkey is not None
     with stopped(valkey.pid):

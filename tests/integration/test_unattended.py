@@ -190,7 +190,7 @@ def test_where_prefect_runs_an_event_has_its_worker_run_the_cycle(installation: 
         os.environ |= installation.environment
         consoles.begin_worker(installation.home, prefect[1], config_dir=installation.config)
         log = installation.home.logs / f"{consoles.WORKER}.log"
-        until(lambda: "cycles/on-schedule" in log.read_text(), "the deployments are registered", log=log)
+        until(lambda: "deployments: cycles/on-schedule" in log.read_text(), "the deployments are registered", log=log)
         deployments = httpx.post(f"{prefect[1]}/api/deployments/filter", json={}).json()
         assert {d["name"]: [s["schedule"]["interval"] for s in d["schedules"]] for d in deployments} == {
             "due": [],
