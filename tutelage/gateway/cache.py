@@ -226,7 +226,7 @@ class Cache:
 
     def _hold(self, key: CacheKey, value: bytes) -> None:
         if len(value) <= self._near.maxsize // 8:
-            self._near[key] = value
+            self._near[key] = bytes(memoryview(value))  # a copy of its own size: what orjson returns keeps the room it was written in, 4 kB
 
     def _mac(self, key: CacheKey, content: bytes) -> bytes:
         return hashlib.blake2b(str(key).encode() + content, key=self._secret, digest_size=MAC_BYTES).digest()
