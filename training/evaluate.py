@@ -156,14 +156,9 @@ def evaluate(
     untrained = ask(tested[: config.untrained_items], student=None) if adapter else []
     learned = examples.read(train) if train else []
     kept_apart = examples.read(canaries) if canaries and canaries.exists() and canaries.stat().st_size and not hopeless else []
-    unseen = ask(kept_apart, student=STUDENT if adapter else None)
     return {
         "adapter_digest": answered[0].completion.adapter_digest,
-        "canaries": {
-            "n": len(unseen),
-            "correct": sum(a.correct for a in unseen),
-            "right": {key_of(a.example.text).hex(): a.correct for a in unseen},
-        },
+        "canaries": _canaries(ask(kept_apart, student=STUDENT if adapter else None)),
         "untrained": {"n": len(untrained), "correct": sum(a.correct for a in untrained)},
         "learnable": manifest.get("learnable"),
         "learnable_reason": manifest.get("reason"),
@@ -223,6 +218,11 @@ def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
         "wins": sum(a.win for a in answered),
         "truncated": sum(not a.whole for a in answered),
     }
+
+
+def _canaries(unseen: Sequence[Answered]) -> dict[str, Any]:
+    right = {key_of(a.example.text).hex(): a.correct for a in unseen}
+    return {"n": len(unseen), "correct": sum(a.correct for a in unseen), "right": right}
 
 
 def _share(answered: Sequence[Answered]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,9 +98,7 @@ def finetune(
     needed = _room(samples, base_dir, config, precision, accelerator)
     tell(f"finetune: memory: {needed.reason}")
     memory.check(needed)
-    student, samples = _prepared(samples, base_dir, config, precision, teacher)
-    if needed.recompute:
-        students.recompute_activations(student)
+    student, samples = _prepared(samples, base_dir, config, precision, teacher, recompute=needed.recompute)
     before = students.norms(student)
     steps = schedule.plan(samples, config)
     tell(f"finetune: {len(samples)} examples, {len(steps)} optimiser steps")
@@ -120,12 +118,19 @@ def finetune(
     students.check_moved(student, before)
     written = identity | manifest.outcome(progress, len(steps), samples) | {"precision": asdict(precision), "threads": _threads()}
     if accelerator.is_main_process:
-        students.save(student, out)
-        written |= manifest.origin(out, base_dir, config) | {"template_hash": prompts.template_hash(tokenizer)}
-        (out / MANIFEST).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        written |= {"template_hash": prompts.template_hash(tokenizer)}
+        written |= _write(student, out, written, base_dir, config)
         checkpoint.remove()
     accelerator.wait_for_everyone()
     return written
+
+
+def _write(student: Student, out: Path, known: Mapping[str, Any], base_dir: Path, config: FinetuneSettings) -> dict[str, Any]:
+    """The student's files and its manifest; what the manifest says of them beside what is `known`."""
+    students.save(student, out)
+    origin = manifest.origin(out, base_dir, config)
+    (out / MANIFEST).write_text(json.dumps({**known, **origin}, indent=2, sort_keys=True) + "\n")
+    return origin
 
 
 def train(
@@ -267,7 +272,13 @@ def _room(
 
 
 def _prepared(
-    samples: list[Sample], base_dir: Path, config: FinetuneSettings, precision: base.Precision, teacher: tuple[Path, Path | None] | None
+    samples: list[Sample],
+    base_dir: Path,
+    config: FinetuneSettings,
+    precision: base.Precision,
+    teacher: tuple[Path, Path | None] | None,
+    *,
+    recompute: bool,
 ) -> tuple[Student, list[Sample]]:
     """The student with fresh weights, and the samples with what only a model can say of them."""
     from accelerate.utils import set_seed
@@ -277,7 +288,10 @@ def _prepared(
     blank = students.load(base_dir, config, precision)
     samples = objective.with_reference(blank, samples, pass_tokens=config.pass_tokens)
     set_seed(config.seed)  # only now: what came before may have drawn numbers
-    return students.adapted(blank, config), samples
+    student = students.adapted(blank, config)
+    if recompute:
+        students.recompute_activations(student)
+    return student, samples
 
 
 def _taught(

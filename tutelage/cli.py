@@ -43,6 +43,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tutelage {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    _running(commands)
+    _exporting(commands)
+    _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
+
+    _evaluations(commands)
+    _measuring(commands)
+    _listing(commands, "status", "tiers, students, gaps and spend", "status")
+    _listing(commands, "students", "every version of every student", "students")
+    _listing(commands, "promotions", "the promotion ledger", "promotions")
+    _gaps(commands)
+    lineage = _listing(commands, "lineage", "from an answer to the requests it was learned from", "lineage")
+    lineage.add_argument("request_id", metavar="REQUEST_ID")
+    usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
+    usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
+    _tenants(commands)
+    _keys(commands)
+    _policies(commands)
+    _audit(commands)
+    return parser
+
+
+def _running(commands: Any) -> None:
     demo = _command(commands, "demo", _demo, "run the whole loop on real input and report")
     demo.add_argument("--traffic", nargs="+", type=Path, metavar="FILE", help='your own log, JSONL of {"prompt", "label", "domain"?}')
     demo.add_argument("--report", type=Path, default=None, metavar="FILE", help="write the report as JSON here, and as HTML beside it")
@@ -66,21 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     evolve.add_argument("--once", action="store_true", help="one cycle (the default)")
     evolve.add_argument("--tenant", metavar="NAME", help="only this tenant (default: all)")
     evolve.add_argument("--config", metavar="DIR")
-    cache = _command(commands, "cache-eval", _cache_eval, "the semantic cache's verifier on labelled data, beside a bare cosine")
-    cache.add_argument(
-        "--pairs", type=Path, required=True, metavar="FILE", help='JSONL of {"text_a", "text_b", "label"} or {"origin", "similar"}'
-    )
-    cache.add_argument("--fit", type=Path, metavar="FILE", help="labelled pairs to learn from (default: nothing is learned)")
-    cache.add_argument(
-        "--halves", type=int, default=0, metavar="N", help="also fit on a random half of the pairs and measure the other, N times"
-    )
-    cache.add_argument("--report", type=Path, required=True, metavar="FILE", help="write it as JSON here, and its plot as SVG beside it")
-    cache.add_argument("--seed", type=int, default=0)
-    simulate = _command(commands, "simulate", _simulate, "measure the error rates of promotion and rollback on students of known truth")
-    simulate.add_argument("--seed", type=int, default=0)
-    simulate.add_argument("--runs", type=int, default=2000, metavar="N", help="simulated students for each question (default 2000)")
-    simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
-    simulate.add_argument("--config", metavar="DIR")
+
+
+def _exporting(commands: Any) -> None:
     export = _command(commands, "export", _export, "rows to train on elsewhere: a tenant's traffic, or a curated or distilled file")
     export.add_argument("out", type=Path, metavar="FILE")
     source = export.add_mutually_exclusive_group(required=True)
@@ -88,27 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data", type=Path, metavar="FILE", help="a JSONL of a student's folder")
     export.add_argument("--domain", metavar="NAME", help="only this domain of the tenant's")
     export.add_argument("--format", choices=("jsonl", "openai", "preference", "parquet"), default="jsonl")
-    _command(commands, "env", _env, 'shell exports: eval "$(tutelage env)"')
 
-    _evaluations(commands)
-    _listing(commands, "status", "tiers, students, gaps and spend", "status")
-    _listing(commands, "students", "every version of every student", "students")
-    _listing(commands, "promotions", "the promotion ledger", "promotions")
+
+def _gaps(commands: Any) -> None:
     gaps = _listing(commands, "gaps", "where the teacher is needed often and dearly, as of now", "gaps")
     gap_actions = gaps.add_subparsers(metavar="ACTION")
     spawn = _command(gap_actions, "spawn", _spawn, "train a student for a proposed gap now (evolve.yaml: auto_spawn_students)")
     spawn.add_argument("domain", nargs="+", metavar="DOMAIN")
     spawn.add_argument("--tenant", metavar="NAME", required=True)
     spawn.add_argument("--config", metavar="DIR")
-    lineage = _listing(commands, "lineage", "from an answer to the requests it was learned from", "lineage")
-    lineage.add_argument("request_id", metavar="REQUEST_ID")
-    usage = _listing(commands, "usage", "requests, tokens and cost by tenant, key, model, domain and day", "usage")
-    usage.add_argument("--csv", action="store_true", help="as CSV, safe to open in a spreadsheet")
-    _tenants(commands)
-    _keys(commands)
-    _policies(commands)
-    _audit(commands)
-    return parser
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], Any], help_text: str) -> argparse.ArgumentParser:
@@ -142,6 +140,24 @@ def _evaluations(commands: Any) -> None:
         parser.add_argument("--report", type=Path, required=True, metavar="FILE")
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--json", action="store_true", help="print the report as JSON")
+
+
+def _measuring(commands: Any) -> None:
+    cache = _command(commands, "cache-eval", _cache_eval, "the semantic cache's verifier on labelled data, beside a bare cosine")
+    cache.add_argument(
+        "--pairs", type=Path, required=True, metavar="FILE", help='JSONL of {"text_a", "text_b", "label"} or {"origin", "similar"}'
+    )
+    cache.add_argument("--fit", type=Path, metavar="FILE", help="labelled pairs to learn from (default: nothing is learned)")
+    cache.add_argument(
+        "--halves", type=int, default=0, metavar="N", help="also fit on a random half of the pairs and measure the other, N times"
+    )
+    cache.add_argument("--report", type=Path, required=True, metavar="FILE", help="write it as JSON here, and its plot as SVG beside it")
+    cache.add_argument("--seed", type=int, default=0)
+    simulate = _command(commands, "simulate", _simulate, "measure the error rates of promotion and rollback on students of known truth")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.add_argument("--runs", type=int, default=2000, metavar="N", help="simulated students for each question (default 2000)")
+    simulate.add_argument("--report", type=Path, metavar="FILE", help="write the report as JSON here, and a picture beside it")
+    simulate.add_argument("--config", metavar="DIR")
 
 
 def _tenants(commands: Any) -> None:

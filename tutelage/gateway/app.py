@@ -46,7 +46,7 @@ from tutelage.gateway.storage import StorageWatcher
 from tutelage.gateway.turns import Turns
 from tutelage.gateway.verifying import Verifying
 from tutelage.routing.encoder import Encoder
-from tutelage.settings import Home, ModelEntry, ModelsSettings
+from tutelage.settings import Home, ModelEntry, ModelsSettings, RoutingSettings
 from tutelage.stores.bodies import Sweeper
 from tutelage.stores.database import Pool, open_pool
 from tutelage.stores.heads import HeadsExporter, HeadsFile
@@ -113,9 +113,9 @@ def build(
 @asynccontextmanager
 async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
     """Open what a worker needs, in order; it is closed in reverse, so that what others use is closed after them."""
-    state, settings = app.state, setup.started_with.gateway
+    state, settings, pepper = app.state, setup.started_with.gateway, setup.home.secret("pepper")
     async with AsyncExitStack() as opened:
-        pool = await open_pool(setup.database_url)
+        state.pool = pool = await open_pool(setup.database_url)
         opened.push_async_callback(pool.close)
         spans = spans_from_environment()
         opened.callback(spans.close)
@@ -125,100 +125,112 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         cache, admission, recorder = _governance(setup, pool)
         for closing in (cache.close, admission.close, recorder.stop):
             opened.push_async_callback(closing)
-        models = clients.models(setup.started_with.models)
-        routing, randomness = setup.started_with.routing, random.Random()
-        state.estimators = {}
-        planning = Planning(routing, estimators=state.estimators, randomness=randomness)
-        judging = Judging(models, routing)
-        current_routing = lambda: state.configuration.current.routing  # noqa: E731 - the configuration is opened later and changes
-        turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=current_routing)
-        state.recalling = Recalling(pool, current_routing, watcher.erasures)
-        dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, recalling=state.recalling, metrics=state.metrics)
-        state.shadows = Shadows(
-            pool,
-            recorder,
-            dispatch,
-            judging,
-            Verifying(pool, routing=current_routing),
-            routing=current_routing,
-            randomness=randomness,
-            clock=utc_now,
+        state.turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
+        state.watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        state.callers = Callers(state.watcher, pepper=pepper)
+        state.idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
+        changed = _routing(setup, state, clients, encoder, recorder)
+        state.configuration = ConfigurationWatcher(
+            setup.config_dir, seconds=settings.configuration_seconds, changed=changed, over=setup.over
         )
-        if settings.bare:
-            state.shadows = bare.NoShadows()
-        idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
-        semantic = Semantic(
-            cache,
-            encoder,
-            pool,
-            metrics=state.metrics,
-            secret=setup.home.secret("pepper").encode(),
-            settings=lambda: state.configuration.current.gateway,
-            tenants=settings.semantic_tenants,
-            erasures=watcher.erasures,
-            judge=state.shadows.as_good,
-        )
-        pipeline = Pipeline(
-            watcher=watcher,
+        state.semantic = _semantic(setup, state, cache, encoder)
+        state.pipeline = Pipeline(
+            watcher=state.watcher,
             cache=cache,
-            semantic=semantic,
+            semantic=state.semantic,
             admission=admission,
-            turns=turns,
-            dispatch=dispatch,
+            turns=state.turns,
+            dispatch=state.dispatch,
             recording=Recording(recorder, metrics=state.metrics, spans=spans),
             shadows=state.shadows,
             encoder=encoder,
             settings=lambda: state.configuration.current.gateway,
-            secret=setup.home.secret("pepper"),
+            secret=pepper,
         )
-        opened.push_async_callback(pipeline.close)
-        draining = Draining(grace_seconds=settings.drain_seconds, cut=pipeline.cut_streams)
-
-        def changed(new: Configuration) -> None:
-            models = clients.models(new.models)
-            judging.change(models, new.routing)
-            dispatch.change(models, new.routing)
-            turns.change(most_running=new.gateway.most_running, wait_seconds=new.gateway.wait_seconds)
-            watcher.read_again()
-
-        state.pool, state.watcher, state.idempotency, state.dispatch, state.turns = pool, watcher, idempotency, dispatch, turns
-        state.pipeline, state.draining, state.semantic = pipeline, draining, semantic
-        state.callers = Callers(watcher, pepper=setup.home.secret("pepper"))
-        state.configuration = ConfigurationWatcher(
-            setup.config_dir, seconds=settings.configuration_seconds, changed=changed, over=setup.over
-        )
-        state.embeddings = Embeddings(
-            encoder, admission=admission, recorder=recorder, metrics=state.metrics, core_hour_usd=setup.started_with.tier.core_hour_usd
-        )
+        opened.push_async_callback(state.pipeline.close)
+        state.draining = Draining(grace_seconds=settings.drain_seconds, cut=state.pipeline.cut_streams)
+        core_hour = setup.started_with.tier.core_hour_usd
+        state.embeddings = Embeddings(encoder, admission=admission, recorder=recorder, metrics=state.metrics, core_hour_usd=core_hour)
         # reports and checks of chains have connections of their own, so that they hold up nothing that a request needs
         state.admin_pool = await open_pool(setup.database_url, size=2)
         opened.push_async_callback(state.admin_pool.close)
-        state.config_dir = setup.config_dir
-        state.pepper, state.heads, state.has_tier = setup.home.secret("pepper"), HeadsFile.of(setup.home), setup.tier_url is not None
-        evolved = summary.Evolved(state.admin_pool, seconds=settings.storage_seconds)
-        state.metrics.summaries = [summary.derived, evolved.families]
-        background = (
-            evolved,
-            Gauges(state, seconds=settings.gauge_seconds),
-            StorageWatcher(pool, watcher, seconds=settings.storage_seconds),
-            Estimators(pool, state.estimators, seconds=settings.estimates_seconds),
-            state.recalling,
-            HeadsExporter(pool, state.heads, seconds=settings.heads_seconds),
-            Sweeper(pool, seconds=settings.sweep_seconds),
-            semantic,
-        )
+        state.config_dir, state.pepper, state.has_tier = setup.config_dir, pepper, setup.tier_url is not None
         if setup.own_process:
-            draining.listen()
+            state.draining.listen()
         recorder.start()
-        for part in (watcher, admission, idempotency, state.configuration, *background):
+        beside = (state.watcher, state.idempotency, state.configuration, *_background(setup, state))
+        for part in (admission, *beside):
             await part.start()
-        for part in (watcher, idempotency, state.configuration, *background):
+        for part in beside:
             opened.push_async_callback(part.stop)
         if setup.own_process:
             gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
             gc.set_threshold(*COLLECT)
         yield
+
+
+def _routing(setup: Setup, state: Any, clients: Clients, encoder: Encoder, recorder: Recorder) -> Callable[[Configuration], None]:
+    """Who is asked, and what becomes of the answers: `dispatch`, `recalling`, `shadows` of the state. What a changed configuration is told
+    to is returned."""
+    models, routing, randomness = clients.models(setup.started_with.models), setup.started_with.routing, random.Random()
+
+    def current() -> RoutingSettings:
+        found: RoutingSettings = state.configuration.current.routing
+        return found
+
+    state.estimators = {}
+    judging = Judging(models, routing)
+    state.recalling = Recalling(state.pool, current, state.watcher.erasures)
+    planning = Planning(routing, estimators=state.estimators, randomness=randomness)
+    dispatch = Dispatch(encoder, models=models, planning=planning, judging=judging, recalling=state.recalling, metrics=state.metrics)
+    verifying = Verifying(state.pool, routing=current)
+    state.dispatch = dispatch
+    state.shadows = (
+        bare.NoShadows()
+        if setup.started_with.gateway.bare
+        else Shadows(state.pool, recorder, dispatch, judging, verifying, routing=current, randomness=randomness, clock=utc_now)
+    )
+
+    def changed(new: Configuration) -> None:
+        models = clients.models(new.models)
+        judging.change(models, new.routing)
+        dispatch.change(models, new.routing)
+        state.turns.change(most_running=new.gateway.most_running, wait_seconds=new.gateway.wait_seconds)
+        state.watcher.read_again()
+
+    return changed
+
+
+def _semantic(setup: Setup, state: Any, cache: Cache, encoder: Encoder) -> Semantic:
+    return Semantic(
+        cache,
+        encoder,
+        state.pool,
+        metrics=state.metrics,
+        secret=setup.home.secret("pepper").encode(),
+        settings=lambda: state.configuration.current.gateway,
+        tenants=setup.started_with.gateway.semantic_tenants,
+        erasures=state.watcher.erasures,
+        judge=state.shadows.as_good,
+    )
+
+
+def _background(setup: Setup, state: Any) -> tuple[Any, ...]:
+    """What a worker does every so often beside its requests, and what /metrics asks of it."""
+    settings = setup.started_with.gateway
+    state.heads = HeadsFile.of(setup.home)
+    evolved = summary.Evolved(state.admin_pool, seconds=settings.storage_seconds)
+    state.metrics.summaries = [summary.derived, evolved.families]
+    return (
+        evolved,
+        Gauges(state, seconds=settings.gauge_seconds),
+        StorageWatcher(state.pool, state.watcher, seconds=settings.storage_seconds),
+        Estimators(state.pool, state.estimators, seconds=settings.estimates_seconds),
+        state.recalling,
+        HeadsExporter(state.pool, state.heads, seconds=settings.heads_seconds),
+        Sweeper(state.pool, seconds=settings.sweep_seconds),
+        state.semantic,
+    )
 
 
 class Clients:

@@ -320,18 +320,7 @@ class Pipeline:
                     led.leave()
                 self._turns.end(tenant_id, began)
                 if ended in ("cancelled", "error"):
-                    self._settle(asked, partial(rest, ended), placed, state)
-
-        async def rest(ended: str) -> Outcome:
-            """What the model said to a client that left: up to now, or to its end where the tenant wants the answer on record."""
-            if ended == "cancelled" and asked.caller.on_disconnect == "cancel":
-                await relay.stop()
-            try:
-                async for chunk in relay:
-                    heard.listen(chunk)
-                return outcome(None if ended == "cancelled" and asked.caller.on_disconnect == "drain" else ended)
-            except BackendFailed:
-                return outcome("error")
+                    self._settle(asked, partial(_rest, asked, relay, heard, outcome, ended), placed, state)
 
         nothing = Answer({"choices": [{"message": {}}]}, 0, 0, True, 0.0)
         spoken_by = spoken(alone, nothing, backend.name, self._dispatch.tier_of(backend.name, alone), "")
@@ -353,6 +342,19 @@ class Pipeline:
         task = asyncio.create_task(record())
         self._cut.add(task)
         task.add_done_callback(self._cut.discard)
+
+
+async def _rest(asked: Asked, relay: Relay, heard: Heard, outcome: Callable[[str | None], Outcome], ended: str) -> Outcome:
+    """What the model said to a client that left: up to now, or to its end where the tenant wants the answer on record."""
+    drained = ended == "cancelled" and asked.caller.on_disconnect == "drain"
+    if ended == "cancelled" and not drained:
+        await relay.stop()
+    try:
+        async for chunk in relay:
+            heard.listen(chunk)
+        return outcome(None if drained else ended)
+    except BackendFailed:
+        return outcome("error")
 
 
 def _cacheable(asked: Asked) -> bool:
