@@ -28,7 +28,7 @@ from tutelage.stores.database import Pool, open_pool
 
 TEACHER = "recorded-teacher"
 PRICE = Price(input_per_mtok=2.50, output_per_mtok=10.00)  # gpt-4o list price
-
+KNOWN_SECONDS = 30.0  # until which a gateway must have read a new key
 
 # Evaluation's costliest baseline, the base shown its nearest examples, stands in no demo's report: not measuring it saves a third of
 # evaluation's time.
@@ -78,7 +78,21 @@ def customers(home: Home, local: Local, *names: str) -> list[Customer]:
         finally:
             await pool.close()
 
-    return asyncio.run(make())
+    made = asyncio.run(make())
+    for one in made:
+        _admitted(local.url, one.key)
+    return made
+
+
+def _admitted(url: str, key: str) -> None:
+    """Wait until the gateway knows a key: it reads new ones every half second, and refuses until then. Raises EngineFailed."""
+    import httpx
+
+    deadline = time.monotonic() + KNOWN_SECONDS
+    while httpx.get(f"{url}/v1/models", headers={"authorization": f"Bearer {key}"}, timeout=KNOWN_SECONDS).status_code != 200:
+        if time.monotonic() > deadline:
+            raise EngineFailed(f"the gateway at {url} does not know a key that was made {KNOWN_SECONDS:.0f} s ago; read its log")
+        time.sleep(0.05)
 
 
 async def _customer(pool: Pool, pepper: str, name: str) -> Customer:
