@@ -56,6 +56,16 @@ def test_what_was_saved_is_told_by_who_saved_it() -> None:
     assert found.share == pytest.approx(1 - 0.025 / 0.04)
 
 
+def test_what_nobody_answered_is_wrong_and_saves_nothing() -> None:
+    found = quarter(
+        observed(served(None, 0.0, correct=False), served(None, 0.0, correct=False), served("ta", 0.0), served("teacher", 0.01))
+    )
+
+    assert found.saved.share == pytest.approx(0.25)
+    assert found.saved.by_escalations == 0
+    assert found.quality.ratio == pytest.approx(0.5)
+
+
 @given(st.lists(ANSWER, min_size=2, max_size=12), st.floats(0, 0.05))
 @settings(max_examples=25)
 def test_the_parts_of_a_saving_add_up_to_it(answers: list[Answered], checks_usd: float) -> None:

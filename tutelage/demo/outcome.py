@@ -7,7 +7,7 @@ requests were sent, how students were trained and how the record is shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -312,29 +312,32 @@ def summarise(answers: Sequence[Answered], trained: Sequence[Trained], run: Run,
 
 
 def saving(answers: Sequence[Answered], *, seed: int) -> Saving:
-    """1 - mean cost after / mean cost before, with a bootstrap interval over requests."""
+    """1 - mean cost after / mean cost before, of what was answered, with a bootstrap interval over requests."""
     import numpy as np
-    from scipy.stats import bootstrap
 
-    before, after = ([a.cost_usd for a in answers if a.phase == phase] for phase in PHASES)
+    before, after = ([a.cost_usd for a in answers if a.phase == phase and a.tier is not None] for phase in PHASES)
     if min(len(before), len(after)) < 2 or sum(before) <= 0.0:
         return Saving(None, None)
 
     def saved(old: Any, new: Any, axis: int) -> Any:
         return 1.0 - np.mean(new, axis=axis) / np.mean(old, axis=axis)
 
-    with np.errstate(all="ignore"):  # a resample may draw free requests only
-        interval = bootstrap(
-            (before, after),
-            saved,
-            n_resamples=RESAMPLES,
-            batch=100,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-    bounds = (float(interval.low), float(interval.high))
+    interval = resampled((before, after), saved, paired=False, seed=seed)
     share = 1.0 - (sum(after) / len(after)) / (sum(before) / len(before))
-    return Saving(share, bounds if all(map(math.isfinite, bounds)) else None)
+    return Saving(share, interval)
+
+
+def resampled(samples: Sequence[Sequence[float]], statistic: Callable[..., Any], *, paired: bool, seed: int) -> Interval | None:
+    """95 % percentile bootstrap interval of a statistic of two samples; None where a resample has no finite one."""
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    with np.errstate(all="ignore"):  # a resample may draw free requests only
+        found = bootstrap(
+            samples, statistic, paired=paired, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
+        ).confidence_interval
+    bounds = (float(found.low), float(found.high))
+    return bounds if all(map(math.isfinite, bounds)) else None
 
 
 def reliability(predictions: Sequence[Prediction], measured_on: Literal["replayed traffic", "held-out items"]) -> Reliability:

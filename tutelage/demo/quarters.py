@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tutelage.demo.outcome import RESAMPLES, Answered, Interval, Slice, Trained, slice_of
+from tutelage.demo.outcome import Answered, Interval, Slice, Trained, resampled, slice_of
 from tutelage.scoring import wilson
 
 METHOD = {
@@ -85,7 +85,8 @@ class Latency:
 @dataclass(frozen=True)
 class Saved:
     """Shares of always-teacher's cost; the four parts add up to `share`. `by_escalations`: requests that the teacher answered, after a
-    student had tried or at once, and those that nobody answered; tries and checks cost, so theirs are mostly below 0."""
+    student had tried or at once; tries and checks cost, so theirs are mostly below 0. What nobody answered counts as the teacher's cost and
+    saves nothing."""
 
     share: float | None
     interval95: Interval | None
@@ -177,7 +178,8 @@ def quarter(observed: Observed, *, seed: int = 0) -> Quarter:
     n, by_students = len(served), [a for a in served if a.by_student]
     right = wilson(sum(a.correct for a in by_students), len(by_students))
     check = observed.checks_usd / max(n, 1)
-    paid, full = [a.cost_usd + check for a in served], [a.cost_usd for a in alone]
+    full = [a.cost_usd for a in alone]
+    paid = [check + (would if a.tier is None else a.cost_usd) for a, would in zip(served, full, strict=True)]
     parts = _slices(served)
     return Quarter(
         n=n,
@@ -235,7 +237,7 @@ def _saved(served: Sequence[Answered], full: Sequence[float], paid: Sequence[flo
 
     def part(which: str) -> float:
         """What its requests would have cost and did not; a sum of equal costs may miss 0 by a rounding, which is none."""
-        saved = sum(would - a.cost_usd for a, would in zip(served, full, strict=True) if _who(a) == which) / everything
+        saved = sum(would - a.cost_usd for a, would in zip(served, full, strict=True) if a.tier and _who(a) == which) / everything
         return round(saved, 12) + 0.0
 
     bounds = None if interval is None else (1 - interval[1], 1 - interval[0])
@@ -249,7 +251,6 @@ def _who(answer: Answered) -> str:
 def _ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> tuple[float | None, Interval | None]:
     """Sum over sum, with a bootstrap interval over pairs."""
     import numpy as np
-    from scipy.stats import bootstrap
 
     if len(ours) < 2 or len(ours) != len(theirs) or sum(theirs) <= 0:
         return None, None
@@ -257,12 +258,7 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float], seed: int) -> tuple[f
     def ratio(a: Any, b: Any, axis: int) -> Any:
         return np.sum(a, axis=axis) / np.sum(b, axis=axis)
 
-    with np.errstate(all="ignore"):
-        found = bootstrap(
-            (ours, theirs), ratio, paired=True, n_resamples=RESAMPLES, batch=100, method="percentile", rng=np.random.default_rng(seed)
-        ).confidence_interval
-    bounds = (float(found.low), float(found.high))
-    return sum(ours) / sum(theirs), bounds if all(map(np.isfinite, bounds)) else None
+    return sum(ours) / sum(theirs), resampled((ours, theirs), ratio, paired=True, seed=seed)
 
 
 def _taught(one: Taught) -> TaughtOutcome:
