@@ -259,8 +259,12 @@ def killed_at(installation: Installation, step: str) -> None:
         if how == "told":
             lines = [json.loads(line) for line in told.read_text().splitlines()]
             return any(name == line["stage"] or (line["stage"] == "rollout" and name in line["text"]) for line in lines)
-        notes = [json.loads(file.read_text()) for file in installation.home.run.glob("stage-*.json")]
-        return any(name in note["command"] and note["created"] > cycle.create_time() for note in notes)
+        for file in installation.home.run.glob("stage-*.json"):
+            with suppress(FileNotFoundError):  # that stage has just ended
+                note = json.loads(file.read_text())
+                if name in note["command"] and note["created"] > cycle.create_time():
+                    return True
+        return False
 
     until(there, step, log=installation.home.logs / "evolve.log", pause=0.01)
     cycle.kill()
