@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,19 @@ class FakeTier(FakeModelServer):
 
     def says(self, asked: dict[str, Any]) -> tuple[str, str | None] | None:
         return self.held.get(asked["model"])
+
+
+class FakeJudge(FakeModelServer):
+    """A judge with a rule: it says `prefers(first, second)` of the two answers it is shown. Both ways round may be asked at once."""
+
+    def __init__(self, prefers: Callable[[str, str], str] = lambda first, second: "TIE") -> None:
+        super().__init__()
+        self.prefers = prefers
+
+    def says(self, asked: dict[str, Any]) -> tuple[str, str | None]:
+        text = asked["messages"][-1]["content"]
+        first, second = (text.partition(f"<{name}>\n")[2].partition(f"\n</{name}>")[0] for name in ("first", "second"))
+        return self.prefers(first, second), None
 
 
 class FakeTeacher(FakeModelServer):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 import openai
 import pytest
 import yaml
-from fakes import FakeModelServer
+from fakes import FakeJudge, FakeModelServer
 from test_gateway import ASK, COLOURS, SUMS, Running, configure, entry, promote, rows, serving, until
 
 from flows.traffic import find_domains, learn_estimates, tune
@@ -473,27 +473,25 @@ async def test_a_cycle_tunes_by_itself_once_enough_is_on_record_and_says_why(
     assert len(await policies.history(running.pool, running.tenant_id)) == 1
 
 
-class Judge(FakeModelServer):
-    """Always prefers one place, or the better answer, four, if it is `fair`."""
-
-    fair = True
-
-    async def _chat(self, request: Any) -> Any:
-        asked = (await request.json())["messages"][-1]["content"]
-        first = asked.split("<first>")[1].split("</first>")[0].strip()
-        if self.fair:
-            self.answer = "FIRST" if first == "four" else "SECOND"
-        return await super()._chat(request)
+def first_read(first: str, second: str) -> str:
+    return "FIRST"
 
 
-@pytest.mark.parametrize(("fair", "value"), [(True, 1.0), (False, 1.0)])
+def second_read(first: str, second: str) -> str:
+    return "SECOND"
+
+
+def four(first: str, second: str) -> str:
+    return "FIRST" if first == "four" else "SECOND"
+
+
+@pytest.mark.parametrize(("prefers", "value"), [(four, 1.0), (first_read, 1.0)])
 async def test_answers_that_differ_are_judged_both_ways_round(
     home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,
-    fair: bool, value: float,
+    prefers: Callable[[str, str], str], value: float,
 ) -> None:  # fmt: skip
     home.models.joinpath("encoder").symlink_to(encoder)
-    with Judge("FIRST") as judge:
-        judge.fair = fair
+    with FakeJudge(prefers) as judge:
         config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
         named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
         (config / "routing.yaml").write_text(yaml.safe_dump({"explore": 0.0, "shadow": 1.0, "judge": named}))
@@ -520,7 +518,7 @@ async def test_a_judge_that_is_down_says_nothing_of_an_answer(
     home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer
 ) -> None:
     home.models.joinpath("encoder").symlink_to(encoder)
-    with Judge("FIRST") as judge:
+    with FakeJudge(first_read) as judge:
         judge.status = 500
         config = configure(home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])])
         named = {"model": "judge", "family": "other", "teacher_families": ["openai"]}
@@ -539,14 +537,13 @@ async def test_a_judge_that_is_down_says_nothing_of_an_answer(
                 assert await gateway.pool.fetchval("select count(*) from outcomes") == 0
 
 
-@pytest.mark.parametrize(("prefers", "verdict"), [("FIRST", "right"), ("SECOND", "right"), ("four", "wrong")])
+@pytest.mark.parametrize(("prefers", "verdict"), [(first_read, "right"), (second_read, "right"), (four, "wrong")])
 async def test_the_judge_decides_whether_a_kept_answer_in_other_words_was_right(
     home: Home, encoder: Path, servers: engines.Engines, database_url: str, teacher: FakeModelServer, student: FakeModelServer,
-    prefers: str, verdict: str,
+    prefers: Callable[[str, str], str], verdict: str,
 ) -> None:  # fmt: skip
     home.models.joinpath("encoder").symlink_to(encoder)
-    with Judge(prefers) as judge:
-        judge.fair = prefers == "four"
+    with FakeJudge(prefers) as judge:
         config = configure(
             home.folder("config"), [entry(teacher), entry(judge, "judge", tier="ta", domains=["judging"])], semantic_seconds=0.05
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fakes import FakeModelServer
+from fakes import FakeJudge
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,19 +102,7 @@ def test_code_sees_neither_our_environment_nor_our_folder(monkeypatch: pytest.Mo
     assert run_tests("import os", "assert 'OPENAI_API_KEY' not in os.environ and os.listdir() == []", Limits()).right
 
 
-class Opinions(FakeModelServer):
-    """A judge with a rule: `prefers(first, second)` of the two answers it is shown."""
-
-    prefers: Any = None
-
-    async def _chat(self, request: Any) -> Any:
-        text = (await request.json())["messages"][-1]["content"]
-        first, second = (text.partition(f"<{name}>\n")[2].partition(f"\n</{name}>")[0] for name in ("first", "second"))
-        self.answer = self.prefers(first, second)
-        return await super()._chat(request)
-
-
-def judge_at(server: Opinions, **more: Any) -> ModelJudge:
+def judge_at(server: FakeJudge, **more: Any) -> ModelJudge:
     named = {"model": "large", "family": "mistral", "teacher_families": ("openai",)}
     return ModelJudge(JudgedBySettings(**named, base_url=f"{server.url}/v1", **more))
 
@@ -130,15 +118,14 @@ def judge_at(server: Opinions, **more: Any) -> ModelJudge:
     ],
 )
 def test_what_no_program_finds_right_is_right_when_the_judge_holds_to_it_both_ways_round(prefers: Any, right: bool) -> None:
-    with Opinions() as server:
-        server.prefers = prefers
+    with FakeJudge(prefers) as server:
         verify = judged(verifier(VerifierSettings()), judge_at(server))
         assert verify("other words", "the label", {"prompt": "Which?"}).right is right
         assert len(server.requests) == 2
 
 
 def test_a_judge_is_not_asked_of_what_a_program_finds_right_nor_of_nothing() -> None:
-    with Opinions() as server:
+    with FakeJudge() as server:
         verify = judged(verifier(VerifierSettings()), judge_at(server))
         assert verify("42", "42", {"prompt": "Which?"}).right
         assert not verify(" ", "42", {"prompt": "Which?"}).right
@@ -147,8 +134,7 @@ def test_a_judge_is_not_asked_of_what_a_program_finds_right_nor_of_nothing() -> 
 
 def test_a_judge_that_does_not_answer_or_whose_key_is_not_set_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
-    with Opinions() as server:
-        server.prefers = lambda first, second: "TIE"
+    with FakeJudge() as server:
         server.status = 500
         with pytest.raises(EngineFailed, match="did not answer"):
             judge_at(server).compare("Which?", "a", "b")
