@@ -24,6 +24,7 @@ from training.prune import prune
 from training.recipe import FinetuneSettings
 from tutelage.scoring import majority, matches, wilson
 from tutelage.settings import Home
+from tutelage.stores.datasets import read_curve
 from tutelage.verifiers import VerifierSettings, verifier
 
 VALIDATION_SHARE = 0.05
@@ -179,7 +180,7 @@ def train(
         validation=validation,
         base_dir=base_dir or options.base,
         config=config,
-        curve=options.work / f"{out}.curve.jsonl",
+        curve=options.work / f"{out}.curve.csv",
         teacher=teacher,
     )
 
@@ -223,7 +224,7 @@ def arms(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def curve(out: Path) -> list[tuple[int, float]]:
     """Validation accuracy by step."""
-    rows = [json.loads(line) for line in out.with_name(f"{out.name}.curve.jsonl").read_text().splitlines()]
+    rows = read_curve(out.with_name(f"{out.name}.curve.csv"))
     return [(row["step"], row["val_accuracy"]) for row in rows if "val_accuracy" in row]
 
 

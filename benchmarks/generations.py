@@ -186,7 +186,7 @@ class Bench:
         distill(curated / "train.jsonl", folder / "distilled", config=self.distillation, base_dir=self.base_dir)
         finetune.finetune(
             folder / "distilled" / "train.jsonl", folder / "adapter", validation=curated / "validation.jsonl", base_dir=self.base_dir,
-            config=self.recipe.model_copy(update={"seed": number}), curve=folder / "curve.jsonl", say=lambda _line: None,
+            config=self.recipe.model_copy(update={"seed": number}), curve=folder / "curve.csv", say=lambda _line: None,
         )  # fmt: skip
 
     def right(self, version: Version, asked: Sequence[Asked]) -> list[bool]:

@@ -23,6 +23,7 @@ from inference import base
 from training import finetune, memory, settings
 from training.recipe import FinetuneSettings
 from tutelage.settings import Home
+from tutelage.stores.datasets import read_curve
 
 WORKLOADS = ("qlora", "lora", "distilled")
 LINES = 12  # headlines in a prompt, about 300 tokens
@@ -89,10 +90,10 @@ def one(base_dir: Path, workload: str, folder: Path, *, steps: int, pass_tokens:
     peak = matmul_peak(base.detect_precision().dtype, size=8192 if torch.cuda.is_available() else 1024)
     teacher = (base_dir, None) if workload == "distilled" else None
     manifest = finetune.finetune(
-        data, out, validation=None, base_dir=base_dir, config=config, curve=folder / "curve.jsonl", teacher=teacher, say=lambda line: None
+        data, out, validation=None, base_dir=base_dir, config=config, curve=folder / "curve.csv", teacher=teacher, say=lambda line: None
     )
     parameters = memory.shape_of(base_dir, rank=config.rank).parameters
-    speed = steady([json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()])
+    speed = steady(read_curve(folder / "curve.csv"))
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "precision": manifest["precision"]["dtype"],

@@ -1,7 +1,9 @@
 """Our training loop and TRL's SFTTrainer on the same model, tokens and settings, in one run: `python -m benchmarks.training --help`.
 
-Each trains in a process of its own, in turns, and both results are measured by the same code on the same held-out rows. Tokens are
-the data's own, without padding. TRL is no dependency: `uv pip install --no-deps --target DIR trl==1.16.0`, then `PYTHONPATH=.:DIR`.
+Each trains in a process of its own, in turns, on the same examples in the same order, and both results are measured by the same code
+on the same held-out rows. Tokens are the data's own, without padding. Without `--data` the rows are a program's own and can be learnt
+to nothing, where a ratio of losses says little: real labels are where losses compare. TRL is no dependency:
+`uv pip install --no-deps --target DIR trl==1.16.0`, then `PYTHONPATH=.:DIR`.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -25,7 +28,7 @@ from rich.table import Table
 
 from benchmarks import headlines
 from inference import base
-from training import encoding, examples, finetune, memory, settings, students
+from training import encoding, examples, finetune, memory, schedule, settings, students
 from training.measure import measure
 from training.packing import Sample
 from training.recipe import FinetuneSettings
@@ -33,7 +36,7 @@ from tutelage.settings import CHECKOUT, Home
 
 SYSTEMS = ("tutelage", "trl")
 FLOPS_PER_PARAMETER = 4  # of a frozen weight for each token: two forward, two for the gradient of its input
-HELD_OUT = 160
+HELD_OUT = 400
 RECIPE = FinetuneSettings(
     method="lora",
     learning_rate=6e-4,
@@ -48,6 +51,7 @@ RECIPE = FinetuneSettings(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("--data", type=Path, help="JSONL of {prompt, label} to train on and to hold out of (default: made headlines)")
     parser.add_argument("--rows", type=int, default=320, help="training rows; 16 a step")
     parser.add_argument("--rounds", type=int, default=1, help="how often each system trains, in turns")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch, for both")
@@ -61,23 +65,22 @@ def main() -> None:
     if arguments.system:
         print(json.dumps(one(arguments.system, arguments.folder, base_dir, arguments.threads)))
         return
-    figures = compare(base_dir, rows=arguments.rows, rounds=arguments.rounds, threads=arguments.threads)
+    figures = compare(base_dir, arguments.data, rows=arguments.rows, rounds=arguments.rounds, threads=arguments.threads)
     if arguments.out:
         arguments.out.write_text(json.dumps(figures, indent=2) + "\n")
     show(figures)
 
 
-def compare(base_dir: Path, *, rows: int, rounds: int, threads: int) -> dict[str, Any]:
+def compare(base_dir: Path, data: Path | None, *, rows: int, rounds: int, threads: int) -> dict[str, Any]:
     """Both systems in turns; medians of rounds, and what they say of each other."""
     results: dict[str, list[dict[str, Any]]] = {system: [] for system in SYSTEMS}
     with tempfile.TemporaryDirectory() as folder, Progress(console=Console(stderr=True)) as bar:
-        data = Path(folder)
-        for name, count, seed in (("train", rows, 0), ("held", HELD_OUT, 1)):
-            (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in headlines.rows(count, seed=seed)))
+        for name, part in zip(("train", "held"), parts(data, rows), strict=True):
+            Path(folder, f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
         task = bar.add_task("training", total=rounds * len(SYSTEMS))
         for number in range(rounds):
             for system in SYSTEMS if number % 2 == 0 else SYSTEMS[::-1]:
-                results[system].append(_in_a_process(system, data, base_dir, threads))
+                results[system].append(_in_a_process(system, Path(folder), base_dir, threads))
                 bar.advance(task)
     medians = {
         system: {key: statistics.median(r[key] for r in of) for key in of[0] if isinstance(of[0][key], int | float)}
@@ -87,6 +90,7 @@ def compare(base_dir: Path, *, rows: int, rounds: int, threads: int) -> dict[str
     return {
         "machine": {"processor": platform.processor(), "cores": os.cpu_count(), "threads": threads},
         "precision": results["tutelage"][0]["precision"],
+        "data": data.name if data else "made headlines",
         "rows": rows,
         "rounds": results,
         "medians": medians,
@@ -94,6 +98,17 @@ def compare(base_dir: Path, *, rows: int, rounds: int, threads: int) -> dict[str
         "speedup_by_cpu_time": ours["tokens_per_core_second"] / theirs["tokens_per_core_second"],
         "loss_difference": ours["final_loss"] / theirs["final_loss"] - 1,
     }
+
+
+def parts(data: Path | None, rows: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What is trained on, `rows` of it, and what is held out."""
+    if data is None:
+        return list(headlines.rows(rows, seed=0)), list(headlines.rows(HELD_OUT, seed=1))
+    given = [json.loads(line) for line in data.read_text().splitlines()]
+    random.Random(0).shuffle(given)
+    if len(given) < rows + HELD_OUT:
+        raise SystemExit(f"{data} has {len(given)} rows; {rows} to train on and {HELD_OUT} to hold out are needed: lower --rows")
+    return given[:rows], given[rows : rows + HELD_OUT]
 
 
 def one(system: str, folder: Path, base_dir: Path, threads: int) -> dict[str, Any]:
@@ -148,30 +163,32 @@ def _tutelage(folder: Path, samples: list[Sample], base_dir: Path, precision: ba
         validation=None,
         base_dir=base_dir,
         config=RECIPE,
-        curve=folder / "curve.jsonl",
+        curve=folder / "curve.csv",
         say=lambda line: print(line, file=sys.stderr),
     )
     return {name: manifest["metrics"][name] for name in ("seconds", "core_seconds")} | {"memory": _memory()}
 
 
 def _trl(folder: Path, samples: list[Sample], base_dir: Path, precision: base.Precision) -> dict[str, float]:
-    """The same tokens, ready made, with TRL's own padding and logits; its memory-saving recomputation off, for ours is off too."""
+    """The same tokens in our order, ready made; padding and logits are TRL's own. It recomputes no activations, for ours do not either."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM
     from trl import SFTConfig, SFTTrainer
 
+    ordered = [sample for step in schedule.plan(samples, RECIPE) for sample in step]
     rows = Dataset.from_dict(
         {
-            "input_ids": [[*sample.prompt, *sample.completion] for sample in samples],
-            "completion_mask": [[0] * len(sample.prompt) + [1] * len(sample.completion) for sample in samples],
+            "input_ids": [[*sample.prompt, *sample.completion] for sample in ordered],
+            "completion_mask": [[0] * len(sample.prompt) + [1] * len(sample.completion) for sample in ordered],
         }
     )
     config = SFTConfig(
         output_dir=str(folder / "trl-run"),
         per_device_train_batch_size=RECIPE.step_examples,
         num_train_epochs=1,
+        train_sampling_strategy="sequential",
         learning_rate=RECIPE.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=RECIPE.warmup_share,
@@ -216,7 +233,9 @@ def _in_a_process(system: str, data: Path, base_dir: Path, threads: int) -> dict
 
 def show(figures: dict[str, Any]) -> None:
     """The comparison as a table, worst news included."""
-    table = Table("measure", *SYSTEMS, title=f"LoRA r{RECIPE.rank}, batch 16, {figures['precision']}, {figures['rows']} rows")
+    table = Table(
+        "measure", *SYSTEMS, title=f"LoRA r{RECIPE.rank}, batch 16, {figures['precision']}, {figures['rows']} rows of {figures['data']}"
+    )
     for key in figures["medians"]["tutelage"]:
         table.add_row(key.replace("_", " "), *(f"{figures['medians'][system][key]:.3g}" for system in SYSTEMS))
     console = Console()

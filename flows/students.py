@@ -20,7 +20,7 @@ from tutelage.evolution.spawning import student_name, teachers_of
 from tutelage.fleet.local import BASE
 from tutelage.fleet.tiers import Wanted
 from tutelage.settings import ModelsSettings, load
-from tutelage.stores import registry
+from tutelage.stores import datasets, registry
 
 # What the domain's champion answered to the candidate's held-out items that were new to it, and the candidate to the champion's.
 CHAMPIONS, EARLIER = "champion/predictions.jsonl", "earlier/predictions.jsonl"
@@ -115,7 +115,7 @@ async def distill(cycle: Cycle, student: Student) -> None:
 async def finetune(cycle: Cycle, student: Student) -> None:
     """Train a fresh adapter on the targets; a probe ends it early when there is nothing to learn."""
     await _reproduce(cycle, "finetune", student)
-    curve = [json.loads(line) for line in (student.folder / "curve.jsonl").read_text().splitlines()]
+    curve = datasets.read_curve(student.folder / "curve.csv")
     await acreate_markdown_artifact(key=f"curve-{student.name}", markdown=_curve(student, curve))
 
 

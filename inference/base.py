@@ -105,11 +105,19 @@ def choose_precision(*, cpu_flags: Collection[str], cuda: tuple[int, int] | None
     return Precision("float32", "CPU without avx512_bf16 or amx_bf16: bfloat16 is over ten times slower there")
 
 
+def has_gpu() -> bool:
+    """Whether this process computes on a GPU: there is one, and `accelerate launch` was not told to leave it alone."""
+    import torch
+    from accelerate.utils import parse_flag_from_env
+
+    return torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+
+
 def detect_precision() -> Precision:
     """Choose the precision for the machine this process runs on."""
     import torch
 
-    cuda = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
+    cuda = torch.cuda.get_device_capability() if has_gpu() else None
     return choose_precision(cpu_flags=_cpu_flags(), cuda=cuda)
 
 
@@ -141,7 +149,7 @@ def load(
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     if quantization != "none":
         options["quantization_config"] = _nf4(dtype)
-    if torch.cuda.is_available():
+    if has_gpu():
         options["device_map"] = {"": torch.cuda.current_device()}  # the one this process was given
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(str(base_dir), **options)
     if quantization == "nf4":

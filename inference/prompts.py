@@ -33,17 +33,20 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, A
 
     Content may be a string or a list of OpenAI text parts. Raises PromptRejected for anything else.
     """
-    conversation = plain(messages)
-    if conversation[0]["role"] != "system":
-        conversation = [{"role": "system", "content": ""}, *conversation]
     ids = tokenizer.apply_chat_template(
-        conversation,
+        conversation(messages),
         add_generation_prompt=True,
         tokenize=True,
         return_dict=False,
         sanitize_control_tokens=True,
     )
     return list(ids)
+
+
+def conversation(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Return the messages that the template is given. Raises PromptRejected."""
+    asked = plain(messages)
+    return asked if asked[0]["role"] == "system" else [{"role": "system", "content": ""}, *asked]
 
 
 def completion_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

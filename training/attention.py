@@ -2,7 +2,8 @@
 
 A pass of n tokens with a mask costs n² scores though a token attends to its own example and the shared beginning alone; here the rows
 are laid beside each other, padded to the longest, each with the shared beginning's keys before its own. The same values at a fraction
-of the cost. Registered with transformers by name; knows tensors, and refuses to know models and data.
+of the cost. On a GPU a short pass is one masked square all the same: there launching a kernel costs more than what it computes.
+Registered with transformers by name; knows tensors, and refuses to know models and data.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 NAME = "packed-rows"
 SHORT = 192  # tokens of a row
+WHOLE = 8  # rows are padded to a whole multiple of so many tokens: sizes that come again find their kernels and memory again
+SQUARE = 2048  # tokens of a pass, up to which a GPU attends over all of it
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,14 @@ class Blocks:
 
     Shapes: `gather` [rows, longest], the pass's position of each token of a row (padding repeats its first); `scatter`
     [tokens after the prefix], where each is in the flattened [rows · longest]; `mask` [rows, 1, longest, prefix + longest], true = may
-    attend.
+    attend; `square` [1, 1, n, n], the same of the whole pass, where it is attended over at once.
     """
 
     prefix: int
     gather: torch.Tensor
     scatter: torch.Tensor
     mask: torch.Tensor
+    square: torch.Tensor | None = None
 
 
 def blocks(prefix: int, lengths: Sequence[int], device: torch.device | str) -> Blocks:
@@ -39,14 +43,23 @@ def blocks(prefix: int, lengths: Sequence[int], device: torch.device | str) -> B
     import torch
 
     # made on the CPU and sent, so that a GPU need not be waited for
-    sizes, longest = torch.tensor(list(lengths)), max(lengths)
+    sizes, longest = torch.tensor(list(lengths)), -(-max(lengths) // WHOLE) * WHOLE
     starts = prefix + sizes.cumsum(0) - sizes
     column = torch.arange(longest)
     real = column < sizes[:, None]
     gather = torch.where(real, starts[:, None] + column, starts[:, None])
     causal = (column[None, :] <= column[:, None]).expand(len(lengths), 1, longest, longest)
     mask = torch.cat([causal.new_ones(len(lengths), 1, longest, prefix), causal], dim=-1)
-    return Blocks(prefix, gather.to(device), real.flatten().nonzero()[:, 0].to(device), mask.to(device))
+    whole = square(prefix, lengths).to(device) if torch.device(device).type == "cuda" and prefix + int(sizes.sum()) <= SQUARE else None
+    return Blocks(prefix, gather.to(device), real.flatten().nonzero()[:, 0].to(device), mask.to(device), whole)
+
+
+def square(prefix: int, lengths: Sequence[int]) -> torch.Tensor:
+    """Who may attend to whom in a pass of n tokens: [1, 1, n, n], each token to the shared beginning and to its own row, up to itself."""
+    import torch
+
+    owner = torch.repeat_interleave(torch.arange(-1, len(lengths)), torch.tensor([prefix, *lengths]))
+    return ((owner == -1) | (owner == owner[:, None])).tril()[None, None]
 
 
 def register() -> str:
@@ -72,6 +85,10 @@ def attend(
     import torch
 
     groups = query.shape[1] // key.shape[1]
+    if blocks.square is not None:
+        whole = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, *whole, attn_mask=blocks.square, scale=scaling)
+        return out.transpose(1, 2), None
     wide = [tensor[0].repeat_interleave(repeats, 0).transpose(0, 1) for tensor, repeats in ((query, 1), (key, groups), (value, groups))]
     rows, longest = blocks.gather.shape
     flat = blocks.gather.flatten()

@@ -1,22 +1,25 @@
-"""The curve of a training: a row for each step in a file, and a line now and then for whoever watches.
+"""The curve of a training: a row for each step in a CSV file, which DVC plots, and a line now and then for whoever watches.
 
-Knows figures and files. It refuses to know what they are of.
+Knows figures and how they are written (`tutelage/stores/datasets.py` reads them). It refuses to know what they are of.
 """
 
 from __future__ import annotations
 
-import json
+import csv
 from pathlib import Path
 
 from training.checkpoints import Progress
 from training.measure import Measure
 
+COLUMNS = ("step", "loss", "lr", "tokens", "seconds", "val_loss", "val_accuracy")  # the last two only where it was measured
+
 
 def rewind(file: Path, step: int) -> None:
     """Keep the rows up to `step`, for what a killed run wrote beyond its checkpoint is written again; at 0 the file is begun anew."""
-    rows = file.read_text().splitlines(keepends=True) if step and file.is_file() else []
+    rows = file.read_text().splitlines(keepends=True)[1:] if step and file.is_file() else []
+    kept = [row for row in rows if row.endswith("\n") and int(row.partition(",")[0]) <= step]
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step))
+    file.write_text("".join([",".join(COLUMNS) + "\n", *kept]))
 
 
 def note(file: Path, progress: Progress, loss: float, rate: float, measured: Measure | None) -> None:
@@ -25,8 +28,8 @@ def note(file: Path, progress: Progress, loss: float, rate: float, measured: Mea
     row["seconds"] = round(progress.seconds, 2)
     if measured:
         row |= {"val_loss": measured.loss, "val_accuracy": measured.accuracy}
-    with file.open("a") as curve:
-        curve.write(json.dumps(row) + "\n")
+    with file.open("a", newline="") as curve:
+        csv.DictWriter(curve, COLUMNS, lineterminator="\n").writerow(row)
 
 
 def line(progress: Progress, steps: int, loss: float, measured: Measure | None) -> str:

@@ -48,7 +48,7 @@ def main() -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--config", type=Path, help="YAML with FinetuneSettings")
     how.add_argument("--preset", choices=recipe.PRESETS, help="a shipped recipe (default: balanced)")
-    parser.add_argument("--curve", type=Path, help="JSONL of loss by step, written while training (default: OUT/curve.jsonl)")
+    parser.add_argument("--curve", type=Path, help="CSV of loss by step, written while training (default: OUT/curve.csv)")
     arguments = parser.parse_args()
     settings.without_bars()
     written = finetune(
@@ -57,7 +57,7 @@ def main() -> None:
         validation=arguments.validation,
         base_dir=arguments.base or base.materialise(Home.from_environment().models),
         config=recipe.chosen(arguments.config, arguments.preset),
-        curve=arguments.curve or arguments.out / "curve.jsonl",
+        curve=arguments.curve or arguments.out / "curve.csv",
         teacher=(arguments.teacher, arguments.teacher_adapter) if arguments.teacher else None,
     )
     print(f"finetune: {written['reason']}; student in {arguments.out}")
@@ -89,7 +89,7 @@ def finetune(
     rows = examples.read(data)
     held = examples.read(validation) if validation else []
     _use_threads(config.threads)
-    accelerator = Accelerator(cpu=not _has_gpu())
+    accelerator = Accelerator(cpu=not base.has_gpu())
     tell = say if accelerator.is_main_process else _silent
     precision = base.detect_precision()
     tell(f"finetune: computing in {precision.dtype} on {accelerator.device}: {precision.reason}")
@@ -333,12 +333,6 @@ def _threads() -> int:
     import torch
 
     return torch.get_num_threads()
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from typing import Any
 from inference import adapters, base
 from training.checkpoints import Progress
 from training.packing import Sample
-from training.recipe import FinetuneSettings
+from training.recipe import Recipe
 
 FILE = "manifest.json"
 VERSIONED = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets")
 
 
 def identity(
-    data: Path, validation: Path | None, base_dir: Path, config: FinetuneSettings, teacher: tuple[Path, Path | None] | None
+    data: Path, validation: Path | None, base_dir: Path, config: Recipe, teacher: tuple[Path, Path | None] | None
 ) -> dict[str, Any]:
     """All that decides the result, but for the machine."""
     from importlib.metadata import version
@@ -38,7 +38,7 @@ def identity(
     }
 
 
-def origin(out: Path, base_dir: Path, config: FinetuneSettings) -> dict[str, Any]:
+def origin(out: Path, base_dir: Path, config: Recipe) -> dict[str, Any]:
     """What was made of what: an adapter by its digest, a student trained in full by its fingerprint as a base of its own."""
     if config.method == "full":
         return {"base": base_dir.name, "student_fingerprint": base.fingerprint(out)}

@@ -20,6 +20,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from tutelage.errors import ConfigInvalid
 from tutelage.settings import Home, Strict
+from tutelage.stores.datasets import read_curve
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EXPERIMENT = "students"
 DIGEST, VERSION = "tutelage.adapter_digest", "tutelage.student_version"
 ARTIFACTS = (
-    "report.json", "curated/report.json", "distilled/report.json", "distilled/train.jsonl.manifest.json", "curve.jsonl", "reliability.csv",
+    "report.json", "curated/report.json", "distilled/report.json", "distilled/train.jsonl.manifest.json", "curve.csv", "reliability.csv",
     "dvc.yaml", "dvc.lock",
 )  # fmt: skip
 DATASETS = {
@@ -145,7 +146,7 @@ def _log_figures(
     """The curve by step, the last figures on run and model alike, the settings, and the files they come from."""
     from mlflow.entities import Metric, Param
 
-    metrics = [Metric(f"curve/{key}", value, 0, step) for step, key, value in _curve(student_dir / "curve.jsonl")]
+    metrics = [Metric(f"curve/{key}", value, 0, step) for step, key, value in _curve(student_dir / "curve.csv")]
     metrics += [Metric(key, value, 0, 0, model_id=model_id) for key, value in {**manifest["metrics"], **judged}.items()]
     for start in range(0, len(metrics), 1000):  # MLflow takes a thousand a call
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
@@ -187,8 +188,7 @@ def _numbers(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _curve(file: Path) -> list[tuple[int, str, float]]:
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return [(row["step"], key, value) for row in rows for key, value in row.items() if key != "step"]
+    return [(int(row["step"]), key, value) for row in read_curve(file) for key, value in row.items() if key != "step"]
 
 
 def _tags(job: Job, manifest: Mapping[str, Any]) -> dict[str, str]:

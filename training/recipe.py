@@ -63,6 +63,28 @@ class FinetuneSettings(Strict):
     threads: int = Field(default=0, ge=0)
 
 
+class OnPolicySettings(Strict):
+    """How a student is corrected on its own answers.
+
+    `divergence`: 0 is forward KL, 1 reverse KL, between them generalised Jensen-Shannon. `temperature` is that of its answers and of the
+    loss; no answer is longer than `most_tokens`.
+    """
+
+    seed: int = 0
+    method: Literal["on-policy"] = "on-policy"
+    steps: int = Field(default=60, ge=1)
+    step_examples: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    warmup_share: float = Field(default=0.05, ge=0, lt=1)
+    clip_norm: float = Field(default=1.0, gt=0)
+    divergence: float = Field(default=1.0, ge=0, le=1)
+    temperature: float = Field(default=1.0, gt=0)
+    most_tokens: int = Field(default=64, ge=1)
+
+
+Recipe = FinetuneSettings | OnPolicySettings
+
+
 class TrainingFailed(TutelageError):
     """The data or the trained weights cannot be right, or the machine is too small; the message says why and what to do."""
 

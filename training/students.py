@@ -48,13 +48,11 @@ class Student:
 
 def load(base_dir: Path, config: FinetuneSettings, precision: base.Precision) -> Student:
     """The base, frozen and ready to be adapted (qlora, lora), or with every weight in float32 to be trained (full)."""
-    import torch
-
     if config.method == "full":
         model, tokenizer = base.load(base_dir, precision=base.Precision("float32", "weights that are trained"))
     else:
         # On a CPU the 4-bit weights are widened once, not at every step: the same values at 1.14 times the speed for more memory.
-        nf4: base.Quantization = "nf4" if torch.cuda.is_available() else "nf4-dequantized"
+        nf4: base.Quantization = "nf4" if base.has_gpu() else "nf4-dequantized"
         model, tokenizer = base.load(base_dir, quantization=nf4 if config.method == "qlora" else "none", precision=precision)
     model.set_attn_implementation(attention.register())
     return Student(model, tokenizer, precision)

@@ -112,7 +112,7 @@ class KnowledgeDistillation:
         self._stage("curate", folder, "--data", str(folder / "interactions.jsonl"), "--out", str(folder / "curated"))
         self._stage("distill", folder, "--data", data["train"], "--out", str(folder / "distilled"), "--base", str(base))
         self._newest = Path(learned)
-        curve = ("--curve", str(folder / "curve.jsonl"))
+        curve = ("--curve", str(folder / "curve.csv"))
         self._stage(
             "finetune", folder, "--data", learned, "--validation", data["validation"], "--out", adapter, "--base", str(base), *curve
         )

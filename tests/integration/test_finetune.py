@@ -33,6 +33,7 @@ from training.schedule import plan, rate_at
 from training.students import Student
 from tutelage.errors import AdapterRejected
 from tutelage.settings import CHECKOUT
+from tutelage.stores.datasets import read_curve
 
 FLOAT32 = base.Precision("float32", "tests")
 QUICK = FinetuneSettings(learning_rate=1e-2, budget_tokens=5000, probe_tokens=1500, max_epochs=10)
@@ -62,10 +63,10 @@ def run(tiny: Path, data: Path, out: Path, config: FinetuneSettings = QUICK) -> 
         validation=data / "validation.jsonl",
         base_dir=tiny,
         config=config,
-        curve=out / "curve.jsonl",
+        curve=out / "curve.csv",
         say=lambda line: None,
     )
-    return manifest, [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    return manifest, read_curve(out / "curve.csv")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def samples_of(tiny: Path, data: Path, count: int) -> list[Sample]:
 def gradients(student: Student, groups: Sequence[Sequence[Sample]]) -> dict[str, torch.Tensor]:
     student.model.zero_grad()
     for group in groups:
-        pack = packing.pack(group)
+        pack = packing.pack(group, student.model.device)
         torch.nn.functional.cross_entropy(student.logits(pack), pack.targets, reduction="sum").backward()
     return {name: weight.grad.clone() for name, weight in student.model.named_parameters() if weight.requires_grad}
 
@@ -234,7 +235,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_adapter(tiny: Path
     file = tmp_path / "recipe.yaml"
     file.write_text(config.model_dump_json())
     command = [*(sys.executable, "-m", "training.finetune", "--base", tiny, "--config", file, "--out", out / "adapter")]
-    command += [*("--data", data / "train.jsonl", "--validation", data / "validation.jsonl", "--curve", out / "curve.jsonl")]
+    command += [*("--data", data / "train.jsonl", "--validation", data / "validation.jsonl", "--curve", out / "curve.csv")]
     killed = subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     while not (out / "adapter.checkpoint" / "state.safetensors").exists() or steps_of(out) < 8:
         assert killed.poll() is None, killed.stdout and killed.stdout.read()
@@ -249,19 +250,19 @@ def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_adapter(tiny: Path
         validation=data / "validation.jsonl",
         base_dir=tiny,
         config=config,
-        curve=out / "curve.jsonl",
+        curve=out / "curve.csv",
         say=said.append,
     )
     resumed = next(int(line.split("step ")[1]) for line in said if "going on" in line)
     assert reached - 5 <= resumed <= reached < len(curve)
     assert again["adapter_digest"] == whole["adapter_digest"]
-    rows = [json.loads(line) for line in (out / "curve.jsonl").read_text().splitlines()]
+    rows = read_curve(out / "curve.csv")
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in curve]
     assert not (out / "adapter.checkpoint").exists()
 
 
 def steps_of(out: Path) -> int:
-    return len((out / "curve.jsonl").read_text().splitlines()) if (out / "curve.jsonl").exists() else 0
+    return len((out / "curve.csv").read_text().splitlines()) if (out / "curve.csv").exists() else 0
 
 
 def test_a_checkpoint_of_other_data_is_not_continued(tiny: Path, data: Path, tmp_path: Path) -> None:
@@ -283,10 +284,10 @@ def test_two_processes_train_what_one_does(tiny: Path, data: Path, tmp_path: Pat
     launch = Path(sys.executable).parent / "accelerate"
     command = [*(launch, "launch", "--config_file", CHECKOUT / "configs/accelerate/cpu.yaml", "--num_processes", "2")]
     command += [*("--main_process_port", "0", "-m", "training.finetune", "--base", tiny, "--config", file)]
-    command += [*("--data", data / "train.jsonl", "--out", tmp_path / "two", "--curve", tmp_path / "two.jsonl")]
+    command += [*("--data", data / "train.jsonl", "--out", tmp_path / "two", "--curve", tmp_path / "two.csv")]
     done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (tmp_path / "two.jsonl").read_text().splitlines()]
+    rows = read_curve(tmp_path / "two.csv")
     assert len(rows) == len(curve)
     assert [row["loss"] for row in rows[:3]] == pytest.approx([row["loss"] for row in curve[:3]], rel=0.03)
 
@@ -319,8 +320,8 @@ def test_a_training_that_cannot_fit_is_refused_before_it_starts(
 def test_soft_targets_of_a_local_teacher_are_its_probabilities(tiny: Path, data: Path) -> None:
     teacher, samples = student(tiny), samples_of(tiny, data, 5)
     taught = targets.of_teacher(teacher, samples, top=3, pass_tokens=64)
-    alone = packing.pack([samples[2]])
-    logprobs = torch.log_softmax(teacher.logits(alone), -1).detach()
+    alone = packing.pack([samples[2]], teacher.model.device)
+    logprobs = torch.log_softmax(teacher.logits(alone), -1).detach().cpu()
     soft = taught[2].soft
     assert soft is not None
     assert soft.ids.tolist() == logprobs.topk(3).indices.tolist()
@@ -339,7 +340,7 @@ def test_a_step_with_everything_in_it_has_one_gradient_however_it_is_divided(tin
     for passes in (packing.split(batch, split), [[sample] for sample in batch]):
         made.model.zero_grad()
         for part in passes:
-            pack = packing.pack(part)
+            pack = packing.pack(part, made.model.device)
             tokens = sum(sample.tokens for sample in batch)
             objective.loss(made.logits(pack), pack, mixed, tokens=tokens, pairs=2).backward()
         gradients.append(torch.cat([weight.grad.flatten() for weight in made.weights]))
@@ -361,7 +362,7 @@ def test_soft_targets_made_with_another_tokenizer_are_refused(tiny: Path, data: 
             validation=None,
             base_dir=tiny,
             config=QUICK.model_copy(update={"strategy": "soft-targets"}),
-            curve=tmp_path / "curve.jsonl",
+            curve=tmp_path / "curve.csv",
         )
 
 

@@ -53,7 +53,7 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "distilled" / "train.jsonl").write_text('{"prompt": "1+1", "label": "2"}\n')
     (folder / "adapter" / "manifest.json").write_text(json.dumps(manifest))
     (folder / "report.json").write_text(json.dumps({"n": 40, "accuracy": 0.9, "learnable": True, "wilson95": [0.8, 0.95]}))
-    (folder / "curve.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "val_accuracy": 0.5}\n')
+    (folder / "curve.csv").write_text("step,loss,val_accuracy\n1,2.0,\n2,1.0,0.5\n")
     return folder
 
 

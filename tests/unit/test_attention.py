@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.attention import attend, blocks
+from training.attention import attend, blocks, square
 
 HEADS, KEY_HEADS, SIZE = 4, 2, 8
 
@@ -25,10 +27,11 @@ def inputs(n: int) -> list[torch.Tensor]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 6), st.lists(st.integers(1, 7), min_size=1, max_size=5))
-def test_values_and_gradients_are_those_of_one_masked_square(prefix: int, lengths: list[int]) -> None:
+@given(st.integers(0, 6), st.lists(st.integers(1, 7), min_size=1, max_size=5), st.booleans())
+def test_values_and_gradients_are_those_of_one_masked_square(prefix: int, lengths: list[int], at_once: bool) -> None:
     query, key, value = inputs(prefix + sum(lengths))
-    found, _ = attend(None, query, key, value, None, scaling=0.3, blocks=blocks(prefix, lengths, "cpu"))
+    where = replace(blocks(prefix, lengths, "cpu"), square=square(prefix, lengths) if at_once else None)
+    found, _ = attend(None, query, key, value, None, scaling=0.3, blocks=where)
     wide = [tensor.repeat_interleave(HEADS // KEY_HEADS, 1) for tensor in (key, value)]
     mask = full_mask(prefix, lengths)
     expected = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3).transpose(1, 2)

@@ -18,6 +18,7 @@ from tutelage.demo.outcome import Answered, CurvePoint, Decision, Phase, Predict
 from tutelage.scoring import matches
 from tutelage.stores import interactions, registry
 from tutelage.stores.database import open_pool
+from tutelage.stores.datasets import read_curve
 
 DECISIONS: dict[str, Decision] = {
     "ta": "promoted", "teacher": "promoted", "student": "kept_student", "challenger": "kept_student", "waiting": "kept_student",
@@ -112,7 +113,7 @@ def student(version: Mapping[str, Any], task: str) -> Trained:
         predictions=tuple(
             Prediction(p["probability"], p["correct"]) for p in _lines(folder / "predictions.jsonl") if p["probability"] is not None
         ),
-        curve=tuple(CurvePoint(r["step"], r["loss"], r.get("val_loss"), r.get("val_accuracy")) for r in _lines(folder / "curve.jsonl")),
+        curve=tuple(CurvePoint(r["step"], r["loss"], r.get("val_loss"), r.get("val_accuracy")) for r in read_curve(folder / "curve.csv")),
         core_seconds=evidence.get("core_seconds", 0.0),
     )
 

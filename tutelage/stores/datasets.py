@@ -5,6 +5,7 @@ It knows the folders that a cycle writes (`students/NAME/vN`) and DVC's cache of
 
 from __future__ import annotations
 
+import csv
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
@@ -63,6 +64,15 @@ def requests(folder: Path) -> frozenset[str] | None:
     return frozenset(one["request_id"] for one in told if one.get("request_id"))
 
 
+def read_curve(file: Path) -> list[dict[str, float]]:
+    """A training's curve, a row for each step, with the columns it has a value in; steps and tokens are whole."""
+    with file.open(newline="") as rows:
+        return [
+            {name: int(cell) if name in ("step", "tokens") else float(cell) for name, cell in row.items() if cell}
+            for row in csv.DictReader(rows)
+        ]
+
+
 def tenants_of(folder: Path) -> Counter[str]:
     """Samples by tenant in all splits: whose requests this version learned from or was judged on."""
     return Counter(sample.tenant_id for split in SPLITS for sample in _samples(folder, split) if sample.tenant_id is not None)
@@ -72,8 +82,6 @@ def take_out(folder: Path, tenant_id: str, *, cache: Path) -> int:
     """Remove a tenant's rows from every file of a version, and DVC's copies of those files; how many rows it was."""
     removed = 0
     for file in sorted(folder.rglob("*.jsonl")):
-        if file.name == "curve.jsonl":
-            continue
         content = file.read_bytes()
         lines = content.splitlines(keepends=True)
         # answers to held-out prompts do not name their tenant: where one of its rows was judged, all of them go
