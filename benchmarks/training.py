@@ -2,8 +2,8 @@
 
 Each trains in a process of its own, in turns, on the same examples in the same order, and both results are measured by the same code
 on the same held-out rows. Tokens are the data's own, without padding. Without `--data` the rows are a program's own and can be learnt
-to nothing, where a ratio of losses says little: real labels are where losses compare. TRL is no dependency:
-`uv pip install --no-deps --target DIR trl==1.16.0`, then `PYTHONPATH=.:DIR`.
+to nothing, where a ratio of losses says little: real labels are where losses compare. TRL comes with `make install`; elsewhere with the
+extra `tutelage[on-policy]`.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _in_a_process(system: str, data: Path, base_dir: Path, threads: int) -> dict
     command = [sys.executable, "-m", "benchmarks.training", "--system", system, "--folder", str(data)]
     done = subprocess.run([*command, "--base", str(base_dir), "--threads", str(threads)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"{system} did not train; see above. For TRL: uv pip install --no-deps --target DIR trl==1.16.0, PYTHONPATH=.:DIR")
+        raise SystemExit(f"{system} did not train; see above. TRL is an extra: pip install 'tutelage[on-policy]'")
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
