@@ -225,7 +225,7 @@ def arms(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def curve(out: Path) -> list[tuple[int, float]]:
     """Validation accuracy by step."""
     rows = read_curve(out.with_name(f"{out.name}.curve.csv"))
-    return [(row["step"], row["val_accuracy"]) for row in rows if "val_accuracy" in row]
+    return [(int(row["step"]), row["val_accuracy"]) for row in rows if "val_accuracy" in row]
 
 
 def judging(options: argparse.Namespace) -> EvaluateSettings:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +65,8 @@ def load(
 
 def measures(seconds: float) -> dict[str, Callable[[Running], dict[str, Any]]]:
     """What is measured of every system in every round."""
-    found: dict[str, Callable[[Running], dict[str, Any]]] = {
-        f"c{n}": lambda target, n=n: load(target, connections=n, seconds=seconds)
-        for n in CONCURRENCY  # type: ignore[misc]
-    }
-    found["stream"] = lambda target: load(target, connections=16, seconds=seconds, stream=True)
-    return found
+    found: dict[str, Callable[[Running], dict[str, Any]]] = {f"c{n}": partial(load, connections=n, seconds=seconds) for n in CONCURRENCY}
+    return found | {"stream": partial(load, connections=16, seconds=seconds, stream=True)}
 
 
 def run(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from tutelage.evolution.promotion import PromotionSettings, compared, judge
 from tutelage.evolution.rollout import Rollout, RolloutSettings, step
 from tutelage.scoring import matches, wilson
 from tutelage.settings import CHECKOUT, Home, load
+from tutelage.verifiers import verifier
 
 DOMAIN = "signals"
 ACTIONS = ("stop", "go", "wait", "turn", "call", "run")
@@ -132,7 +133,8 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         configs = CHECKOUT / "configs"
         self.work, self.base_dir, self.threads = options.work, options.base, options.threads
-        self.evolve, self.promotion, self.stages = (load(kind, configs) for kind in (EvolveSettings, PromotionSettings, RolloutSettings))
+        self.evolve = load(EvolveSettings, configs)
+        self.promotion, self.stages = load(PromotionSettings, configs), load(RolloutSettings, configs)
         self.curation = settings.read(CurateSettings, configs / "curate.yaml")
         self.distillation = settings.read(DistillSettings, configs / "distill.yaml")
         recipe = settings.read(FinetuneSettings, configs / "finetune.yaml").model_copy(update={"threads": options.threads})
@@ -194,7 +196,7 @@ class Bench:
         fresh = [one for one in asked if (version.number, one.prompt) not in self._answers]
         if fresh:
             tokens = version.manifest["max_answer_tokens"] + self.judging.extra_tokens
-            verify = evaluate.verifier(self.judging.verifier)
+            verify = verifier(self.judging.verifier)
             answered = evaluate.answer(
                 self.engine, [one.example for one in fresh], student=str(version.number), max_tokens=tokens, batch=self.judging.batch,
                 verify=verify,

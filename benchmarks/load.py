@@ -77,7 +77,9 @@ class Load:
         head = [f"POST {self._parts.path} HTTP/1.1", f"host: {self._parts.netloc}", "content-type: application/json"]
         head += [f"{name}: {value}" for name, value in headers.items()] + [f"content-length: {len(content)}", "", ""]
         before, _, after = ("\r\n".join(head).encode() + content).partition(marker)
-        self._request = (lambda n: b"%s%012d%s" % (before, n, after)) if unique else (lambda _: before + (marker + after if after else b""))
+        self._request: Callable[[int], bytes] = (
+            (lambda n: b"%s%012d%s" % (before, n, after)) if unique else (lambda _: before + (marker + after if after else b""))
+        )
         self._numbers = itertools.count(time.time_ns() % 10**9 * 1000)
         self.latencies: list[float] = []
         self.firsts: list[float] = []
@@ -86,8 +88,10 @@ class Load:
 
     async def connect(self, count: int, done: Callable[[Client, int, float, float], None]) -> list[Client]:
         loop = asyncio.get_running_loop()
-        assert self._parts.hostname is not None
-        made = [await loop.create_connection(lambda: Client(done), self._parts.hostname, self._parts.port) for _ in range(count)]
+        host, port = self._parts.hostname, self._parts.port
+        assert host is not None
+        assert port is not None
+        made = [await loop.create_connection(lambda: Client(done), host, port) for _ in range(count)]
         return [client for _, client in made]
 
     async def closed(self, connections: int, seconds: float, warm: float) -> float:

@@ -22,7 +22,8 @@ from rich.table import Table
 
 from tutelage.evaluations import curves, rows
 from tutelage.evaluations.labelled import read_labelled
-from tutelage.evaluations.replay import BOOTSTRAPS, Log, embed, splits
+from tutelage.evaluations.replay import BOOTSTRAPS, embed, splits
+from tutelage.evaluations.rows import Log
 from tutelage.settings import CHECKOUT, Home
 
 MMLU, GSM8K, NINE = "routing_mmlu", "routing_gsm8k", "routing_multi9"
@@ -215,7 +216,8 @@ def _columns(log: Log) -> tuple[np.ndarray, np.ndarray]:
 
 def _gain(log: Log) -> np.ndarray:
     weak, strong = _columns(log)
-    return strong - weak
+    gain: np.ndarray = strong - weak
+    return gain
 
 
 def _with_subject(log: Log) -> list[str]:

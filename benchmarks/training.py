@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ def matmul_peak(dtype: str, *, size: int = 2048, seconds: float = 1.0) -> float:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
     left, right = (torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in range(2))
     clock = time.perf_counter if device == "cuda" else time.process_time  # of a core, so that other work on it does not count
     products, started = 0, clock()

@@ -96,7 +96,8 @@ async def _show_killed_runs_as_crashed() -> None:
         threshold=1,
         within=timedelta(seconds=SILENT_SECONDS),
     )
-    crashed = ChangeFlowRunState(state=StateType.CRASHED, message="Its process was killed; the next cycle of the tenant takes over.")
+    told = "Its process was killed; the next cycle of the tenant takes over."
+    crashed = ChangeFlowRunState(name=None, force=False, state=StateType.CRASHED, message=told)
     await Automation(name=SILENT, trigger=trigger, actions=[crashed]).acreate()
 
 

@@ -200,7 +200,7 @@ class FakeModelServer:
         if said is None:
             return JSONResponse({"error": {"message": f"no model {asked['model']}"}}, status_code=404)
         answer, fingerprint = said
-        token = {"token": answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
+        token: dict[str, Any] = {"token": answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer},

@@ -86,8 +86,8 @@ def attend(
 
     groups = query.shape[1] // key.shape[1]
     if blocks.square is not None:
-        whole = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
-        out = torch.nn.functional.scaled_dot_product_attention(query, *whole, attn_mask=blocks.square, scale=scaling)
+        keys, values = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
+        out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocks.square, scale=scaling)
         return out.transpose(1, 2), None
     wide = [tensor[0].repeat_interleave(repeats, 0).transpose(0, 1) for tensor, repeats in ((query, 1), (key, groups), (value, groups))]
     rows, longest = blocks.gather.shape
@@ -95,9 +95,10 @@ def attend(
     q, k, v = (tensor.index_select(0, flat).view(rows, longest, *tensor.shape[1:]).transpose(1, 2) for tensor in wide)
     parts = []
     if blocks.prefix:
-        shared = [tensor[: blocks.prefix].transpose(0, 1)[None] for tensor in wide]
-        parts.append(torch.nn.functional.scaled_dot_product_attention(*shared, is_causal=True, scale=scaling)[0].transpose(0, 1))
-        k, v = (torch.cat([part.expand(rows, -1, -1, -1), own], dim=2) for part, own in zip(shared[1:], (k, v), strict=True))
+        first_q, first_k, first_v = (tensor[: blocks.prefix].transpose(0, 1)[None] for tensor in wide)
+        first = torch.nn.functional.scaled_dot_product_attention(first_q, first_k, first_v, is_causal=True, scale=scaling)
+        parts.append(first[0].transpose(0, 1))
+        k, v = (torch.cat([part.expand(rows, -1, -1, -1), own], dim=2) for part, own in ((first_k, k), (first_v, v)))
     with _kernel(query, longest):
         out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=blocks.mask, scale=scaling)
     parts.append(out.transpose(1, 2).reshape(rows * longest, *wide[0].shape[1:]).index_select(0, blocks.scatter))

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from training import examples, settings, teachers
+from training import examples, settings, targets, teachers
 from training.examples import Example
 from training.teachers import TeacherSettings, Told, Vocabulary
 from tutelage.errors import ConfigInvalid
@@ -167,7 +167,7 @@ def _other_tokens(teacher: TeacherSettings, vocabulary: Vocabulary) -> str | Non
         return "teacher_tokenizer_not_named"
     from inference import base
 
-    theirs = teachers.tokenizer_hash(base.load_tokenizer(Path(teacher.tokenizer)))
+    theirs = targets.tokenizer_hash(base.load_tokenizer(Path(teacher.tokenizer)))
     return None if theirs == vocabulary.hash else "other_tokenizer"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def export(data: Path, out: Path, *, form: str) -> dict[str, int]:
     if form not in FORMATS:
         raise TrafficUnreadable(f"format {form!r} is unknown; allowed: {', '.join(FORMATS)}")
     rows, left_out = read(data)
-    lines = {"jsonl": list, "openai": chat_rows, "preference": preference_rows, "parquet": list}[form](rows)
+    written: dict[str, Callable[[Sequence[Mapping[str, Any]]], list[Any]]] = {"openai": chat_rows, "preference": preference_rows}
+    lines = written.get(form, list)(rows)
     if not lines:
         needs = " (preferences need `chosen` and `rejected`: see training.distill)" if form == "preference" else ""
         raise TrafficUnreadable(f"{data}: no row can be written as {form}{needs}")

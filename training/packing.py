@@ -157,7 +157,8 @@ def _soft(rows: Sequence[Sample], device: torch.device | str) -> tuple[torch.Ten
     starts = accumulate((len(sample.completion) for sample in rows), initial=0)
     found = [(start, sample.soft) for start, sample in zip(starts, rows, strict=False) if sample.soft]
     if not found:
-        return (*(torch.empty(0, dtype=torch.long, device=device) for _ in range(2)), *(torch.empty(0, device=device) for _ in range(2)))
+        none, nothing = torch.empty(0, dtype=torch.long, device=device), torch.empty(0, device=device)
+        return none, none, nothing, nothing
     at = np.concatenate([np.arange(start, start + len(soft.tail)) for start, soft in found])
     ids, logprobs, tail = (np.concatenate([getattr(soft, name) for _, soft in found]) for name in ("ids", "logprobs", "tail"))
     return (

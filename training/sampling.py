@@ -6,8 +6,10 @@ Pure functions of counts and keys; which rows come first is the caller's order. 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
+Name = TypeVar("Name", bound=Hashable)
 BINS = 5
 
 
@@ -31,13 +33,13 @@ def balanced(domains: Sequence[str], difficulty: Sequence[float | None], most: i
     return sorted(kept)
 
 
-def divide(total: int, sizes: dict[Hashable, int] | dict[str, int]) -> dict[Hashable, int]:
+def divide(total: int, sizes: Mapping[Name, int]) -> dict[Name, int]:
     """`total` split evenly between groups, none over its size; what small groups leave goes to the others."""
-    shares: dict[Hashable, int] = {}
+    shares: dict[Name, int] = {}
     left = total
-    waiting = sorted(sizes, key=lambda name: (sizes[name], str(name)))  # type: ignore[index]
+    waiting = sorted(sizes, key=lambda name: (sizes[name], str(name)))
     for at, name in enumerate(waiting):
-        shares[name] = min(sizes[name], left // (len(waiting) - at))  # type: ignore[index]
+        shares[name] = min(sizes[name], left // (len(waiting) - at))
         left -= shares[name]
     return shares
 

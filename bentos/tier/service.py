@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bentoml
 
@@ -58,7 +58,7 @@ class Tier:
 
 
 def _contents(settings: ServiceSettings) -> contents.Contents:
-    bento = Tier.bento
+    bento = cast(Any, Tier).bento  # BentoML's decorators make another class of it
     if bento is not None and bento.info.all_models:
         return contents.of_bento([_stored(str(model.tag)) for model in bento.info.all_models])
     home = Path(os.environ.get("TUTELAGE_HOME") or ".tutelage")

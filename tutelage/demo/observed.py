@@ -113,7 +113,9 @@ def student(version: Mapping[str, Any], task: str) -> Trained:
         predictions=tuple(
             Prediction(p["probability"], p["correct"]) for p in _lines(folder / "predictions.jsonl") if p["probability"] is not None
         ),
-        curve=tuple(CurvePoint(int(r["step"]), r["loss"], r.get("val_loss"), r.get("val_accuracy")) for r in read_curve(folder / "curve.csv")),
+        curve=tuple(
+            CurvePoint(int(r["step"]), r["loss"], r.get("val_loss"), r.get("val_accuracy")) for r in read_curve(folder / "curve.csv")
+        ),
         core_seconds=evidence.get("core_seconds", 0.0),
     )
 
