@@ -1,7 +1,8 @@
 """Requests in, batches out: the queue between HTTP and the engine.
 
 Knows asyncio and one worker thread. It refuses to know HTTP. A batch runs to its end; requests that arrive meanwhile wait
-for the next one, and beyond `max_waiting` they are refused.
+for the next one, and beyond `max_waiting` they are refused. When a batch fails its requests run again one by one, so that one adapter's
+fault is not the others'.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Job:
     streamed: bool
     pinned: Attached | None
     cancelled: bool = False
+    told: bool = False  # a token or the completion: it cannot run again
+    answered: bool = False
     events: asyncio.Queue[Token | Completion | TutelageError] = field(default_factory=asyncio.Queue)
 
     async def tokens(self) -> AsyncIterator[Token | Completion]:
@@ -139,8 +142,16 @@ class Batcher:
         return jobs
 
     async def _answer(self, jobs: list[Job]) -> None:
-        loop = asyncio.get_running_loop()
         started = self._clock()
+        try:
+            await self._attempt(jobs)
+        finally:
+            for job in jobs:
+                self._unpin(job.pinned)
+            self._batch_seconds = self._clock() - started
+
+    async def _attempt(self, jobs: list[Job]) -> None:
+        loop = asyncio.get_running_loop()
         running = loop.run_in_executor(self._thread, self._generate, loop, jobs)
         try:
             await asyncio.shield(running)
@@ -152,16 +163,16 @@ class Batcher:
         except Exception:  # the top of this process's worker: one failed batch must not end the tier
             log.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
-                self._fail(job, TutelageError("the tier failed to generate; the cause is in its log"))
-        finally:
-            for job in jobs:
-                self._unpin(job.pinned)
-            self._batch_seconds = self._clock() - started
+                if len(jobs) > 1 and not job.told:
+                    await self._attempt([job])
+                elif not job.answered:
+                    self._fail(job, TutelageError("the tier failed to generate; the cause is in its log"))
 
     def _generate(self, loop: asyncio.AbstractEventLoop, jobs: list[Job]) -> None:
         """In the worker thread: run one batch, handing each event to the loop as it happens."""
 
         def tell(index: int, event: Token | Completion) -> None:
+            jobs[index].told, jobs[index].answered = True, isinstance(event, Completion)
             loop.call_soon_threadsafe(jobs[index].events.put_nowait, event)
 
         def on_token(index: int, token: Token) -> None:

@@ -356,6 +356,19 @@ async def test_a_cancelled_job_ends_at_the_next_step(served: Served) -> None:
     assert event.completion_tokens < 450
 
 
+async def test_an_adapter_that_cannot_answer_fails_alone(served: Served, world: World) -> None:
+    """Its weights are finite and what they compute is not: nothing can be drawn from that, in whatever batch it is."""
+    digest = build_tiny_adapter(world.base_dir, world.students / "overflowing", seed=4, scale=1e37)
+    assert (await served.put("overflowing", {"path": str(world.students / "overflowing"), "digest": digest})).status_code == 200
+    names = ["one", "overflowing", "two", "overflowing", "taught"]
+    replies = await asyncio.gather(*(served.chat(name, temperature=1.0, seed=1) for name in names))
+    assert [reply.status_code for reply in replies] == [200, 500, 200, 500, 200]
+    for name, reply in zip(names, replies, strict=True):
+        if reply.status_code == 200:
+            alone = await served.chat(name, temperature=1.0, seed=1)
+            assert alone.json()["choices"] == reply.json()["choices"]
+
+
 async def test_a_full_queue_says_when_to_come_back(world: World) -> None:
     async with serving(world, max_batch=1, max_waiting=2) as served:
         responses = await asyncio.gather(*(served.chat(max_tokens=100) for _ in range(8)))
