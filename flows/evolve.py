@@ -55,7 +55,7 @@ async def evolve(cycle: Cycle) -> dict[str, Any]:
     if judged:
         await register(cycle, judged)
     for entry in judged:
-        if entry.verdict.action == "promote":
+        if entry.verdict.action in ("promote", "challenge", "wait"):  # whoever promotes it later, watch or reviewer, finds its Bento
             await package(cycle, entry)
         await roll_out(cycle, entry)
     if judged:

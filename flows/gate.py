@@ -96,7 +96,7 @@ async def register(cycle: Cycle, judged: Sequence[Judged]) -> None:
 
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, task_run_name="package-{judged.student.name}")
 async def package(cycle: Cycle, judged: Judged) -> None:
-    """A promoted student becomes a Bento that serves on its own: `bentoml serve NAME:VERSION`."""
+    """A student that is promoted, or may be, becomes a Bento that serves on its own: `bentoml serve NAME:VERSION`."""
     student, manifest = judged.student, judged.student.manifest()
     arguments = ["-m", "bentos.tier.package", "--student-name", student.name, "--adapter", str(student.folder / "adapter")]
     arguments += ["--digest", manifest["adapter_digest"], "--base", str(cycle.state.models / "smollm2-135m-instruct")]
