@@ -28,14 +28,22 @@ class Blocks:
 
     Shapes: `gather` [rows, longest], the pass's position of each token of a row (padding repeats its first); `scatter`
     [tokens after the prefix], where each is in the flattened [rows · longest]; `mask` [rows, 1, longest, prefix + longest], true = may
-    attend; `square` [1, 1, n, n], the same of the whole pass, where it is attended over at once.
+    attend.
     """
 
     prefix: int
     gather: torch.Tensor
     scatter: torch.Tensor
     mask: torch.Tensor
-    square: torch.Tensor | None = None
+
+
+def layout(prefix: int, lengths: Sequence[int], device: torch.device | str) -> Blocks | torch.Tensor:
+    """How a pass is attended over: where a GPU has a short one by its `square`, else in `blocks`."""
+    import torch
+
+    if torch.device(device).type == "cuda" and prefix + sum(lengths) <= SQUARE:
+        return square(prefix, lengths).to(device)
+    return blocks(prefix, lengths, device)
 
 
 def blocks(prefix: int, lengths: Sequence[int], device: torch.device | str) -> Blocks:
@@ -50,8 +58,7 @@ def blocks(prefix: int, lengths: Sequence[int], device: torch.device | str) -> B
     gather = torch.where(real, starts[:, None] + column, starts[:, None])
     causal = (column[None, :] <= column[:, None]).expand(len(lengths), 1, longest, longest)
     mask = torch.cat([causal.new_ones(len(lengths), 1, longest, prefix), causal], dim=-1)
-    whole = square(prefix, lengths).to(device) if torch.device(device).type == "cuda" and prefix + int(sizes.sum()) <= SQUARE else None
-    return Blocks(prefix, gather.to(device), real.flatten().nonzero()[:, 0].to(device), mask.to(device), whole)
+    return Blocks(prefix, gather.to(device), real.flatten().nonzero()[:, 0].to(device), mask.to(device))
 
 
 def square(prefix: int, lengths: Sequence[int]) -> torch.Tensor:
@@ -78,16 +85,16 @@ def attend(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    blocks: Blocks,
+    blocks: Blocks | torch.Tensor,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Returns [1, n, heads, size]. Shapes: query [1, heads, n, size], key and value [1, key heads, n, size]."""
     import torch
 
     groups = query.shape[1] // key.shape[1]
-    if blocks.square is not None:
+    if isinstance(blocks, torch.Tensor):
         keys, values = (tensor.repeat_interleave(groups, 1) for tensor in (key, value))
-        out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocks.square, scale=scaling)
+        out = torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=blocks, scale=scaling)
         return out.transpose(1, 2), None
     wide = [tensor[0].repeat_interleave(repeats, 0).transpose(0, 1) for tensor, repeats in ((query, 1), (key, groups), (value, groups))]
     rows, longest = blocks.gather.shape

@@ -73,7 +73,7 @@ class Pack:
 
     ids: torch.Tensor
     positions: torch.Tensor
-    blocks: Blocks
+    blocks: Blocks | torch.Tensor
     predicts: torch.Tensor
     targets: torch.Tensor
     rows: torch.Tensor
@@ -140,7 +140,7 @@ def pack(samples: Sequence[Sample], device: torch.device | str = "cpu") -> Pack:
     pairs = torch.tensor([[row, len(samples) + i] for i, (row, _) in enumerate(paired)], dtype=torch.long, device=device).reshape(-1, 2)
     reference = torch.tensor([margin for _, margin in paired], device=device)
     return Pack(
-        *(_row(ids, device), _row(positions, device), attention.blocks(prefix, lengths, device), where, targets, owners, weights),
+        *(_row(ids, device), _row(positions, device), attention.layout(prefix, lengths, device), where, targets, owners, weights),
         *_soft(rows, device),
         *(pairs, reference),
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,7 +28,7 @@ def inputs(n: int) -> list[torch.Tensor]:
 @given(st.integers(0, 6), st.lists(st.integers(1, 7), min_size=1, max_size=5), st.booleans())
 def test_values_and_gradients_are_those_of_one_masked_square(prefix: int, lengths: list[int], at_once: bool) -> None:
     query, key, value = inputs(prefix + sum(lengths))
-    where = replace(blocks(prefix, lengths, "cpu"), square=square(prefix, lengths) if at_once else None)
+    where = square(prefix, lengths) if at_once else blocks(prefix, lengths, "cpu")
     found, _ = attend(None, query, key, value, None, scaling=0.3, blocks=where)
     wide = [tensor.repeat_interleave(HEADS // KEY_HEADS, 1) for tensor in (key, value)]
     mask = full_mask(prefix, lengths)
