@@ -41,8 +41,12 @@ def main() -> None:
     one.add_argument("--preset", choices=recipe.PRESETS, default="balanced")
     two = commands.add_parser("shallow", help="a layer-pruned student of the parent in --parent: its probabilities against labels alone")
     two.add_argument("--parent", type=Path, required=True, help="the --work of a `headlines` run")
+    two.add_argument(
+        "--data", type=Path, required=True, help="JSONL of {prompt, label}; rows that the parent was trained or judged on are left out"
+    )
     two.add_argument("--keep", type=int, default=10, help="layers of the student")
     two.add_argument("--rows", type=int, default=1200)
+    two.add_argument("--epochs", type=int, default=2)
     two.add_argument("--judge", type=int, default=500, help="held-out items")
     two.add_argument("--seeds", type=int, default=3)
     three = commands.add_parser("rationale", help="reasons before the answer against the answer alone, at equal training tokens")
@@ -97,11 +101,20 @@ def bag_of_words(train_rows: Sequence[Example], judged: Sequence[Example]) -> fl
 
 
 def shallow(options: argparse.Namespace) -> dict[str, Any]:
-    """The same cut of a finetuned parent, trained on the same rows for the same steps: labels alone, and the parent's probabilities too."""
+    """The same cut of a finetuned parent, trained on the same rows for the same steps: labels alone, and the parent's probabilities too.
+
+    The rows are new to the parent: of what it was trained on its probabilities say what the labels say.
+    """
     adapter = options.parent / "adapter"
     cut = options.work / "base"
     prune(options.base, cut, keep=options.keep, adapter=adapter)
-    pool, judged = examples.read(options.parent / "train.jsonl"), examples.read(options.parent / "test.jsonl")[: options.judge]
+    seen = {
+        examples.prompt_key(row.prompt)
+        for part in ("train", "validation", "test")
+        for row in examples.read(options.parent / f"{part}.jsonl")
+    }
+    pool = [row for row in examples.read(options.data) if examples.prompt_key(row.prompt) not in seen]
+    judged = examples.read(options.parent / "test.jsonl")[: options.judge]
     validation = write(options.work / "validation.jsonl", examples.read(options.parent / "validation.jsonl"))
     parent = generation(options, options.base, adapter, judged)
     runs = []
@@ -114,7 +127,7 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
                     "strategy": strategy,
                     "patience": 0,
                     "learning_rate": 1e-3,
-                    "max_epochs": 2,
+                    "max_epochs": options.epochs,
                     "rank": 32,
                     "validations": 6,
                 }

@@ -200,7 +200,9 @@ class FakeModelServer:
         if said is None:
             return JSONResponse({"error": {"message": f"no model {asked['model']}"}}, status_code=404)
         answer, fingerprint = said
-        token: dict[str, Any] = {"token": answer, "logprob": self.logprob, "bytes": None, "top_logprobs": []}
+        sure = self.logprob or 0.0
+        likeliest = [{"token": answer, "logprob": sure, "bytes": None}, {"token": "?", "logprob": sure - 3.0, "bytes": None}]
+        token = {**likeliest[0], "top_logprobs": likeliest[: asked.get("top_logprobs") or 0]}
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": answer},

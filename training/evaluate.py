@@ -24,7 +24,8 @@ from training.examples import Example
 from training.finetune import MANIFEST
 from tutelage.errors import AdapterRejected, TrafficUnreadable
 from tutelage.evolution.canaries import key_of
-from tutelage.routing import confidence
+from tutelage.routing import confidence, signs
+from tutelage.routing.signs import ALTERNATIVES, Signs
 from tutelage.scoring import Rate, majority, wilson
 from tutelage.settings import Home, JudgedBySettings, Strict
 from tutelage.verifiers import Verifier, VerifierSettings, verifier
@@ -61,11 +62,11 @@ class EvaluateSettings(Strict):
 
 @dataclass(frozen=True)
 class Answered:
-    """One item with the model's answer; `score` is the log-odds that the whole answer had."""
+    """One item with the model's answer and what that tells of itself."""
 
     example: Example
     completion: Completion
-    score: float
+    signs: Signs
     correct: bool
     win: bool  # at least as good as the teacher's recorded answer to the same item
 
@@ -80,7 +81,7 @@ class Answered:
 
     def probability(self, calibrator: confidence.Calibrator) -> float:
         """Calibrated probability of being right; 0 for an answer that was cut off."""
-        return calibrator.probability(self.score) if self.whole else 0.0
+        return calibrator.probability(calibrator.reading.score(self.signs)) if self.whole else 0.0
 
 
 def main() -> None:
@@ -185,13 +186,22 @@ def answer(
     done: dict[int, Answered] = {}
     for start in range(0, len(order), batch):
         chosen = order[start : start + batch]
-        requests = [Request(messages=list(items[i].prompt), adapter=student, max_tokens=max_tokens) for i in chosen]
+        requests = [
+            Request(messages=list(items[i].prompt), adapter=student, max_tokens=max_tokens, top_logprobs=ALTERNATIVES) for i in chosen
+        ]
         for i, completion in zip(chosen, engine.generate(requests), strict=True):
             item = items[i]
             right = verify(completion.text, item.label, item.facts).right
             win = right or not verify(item.answer, item.label, item.facts).right
-            done[i] = Answered(item, completion, confidence.score(completion.logprobs), right, win)
+            done[i] = Answered(item, completion, _signs(completion), right, win)
     return [done[i] for i in range(len(items))]
+
+
+def _signs(completion: Completion) -> Signs:
+    ended = [completion.stop_token] if completion.stop_token else []
+    tokens = [*completion.tokens, *ended]
+    leads = [signs.lead(token.logprob, [logprob for _, logprob in token.top]) for token in tokens]
+    return Signs(signs.score(completion.logprobs), signs.least(leads), len(tokens))
 
 
 def _verifier(config: EvaluateSettings) -> Verifier:
@@ -202,7 +212,7 @@ def _verifier(config: EvaluateSettings) -> Verifier:
 
 def _fit(answered: Sequence[Answered]) -> confidence.Calibrator:
     whole = [a for a in answered if a.whole]
-    return confidence.fit([a.score for a in whole], [a.correct for a in whole])
+    return confidence.fit_signs([a.signs for a in whole], [a.correct for a in whole])
 
 
 def _accuracy(answered: Sequence[Answered]) -> dict[str, Any]:
@@ -348,7 +358,7 @@ def _prediction(answered: Answered, calibrator: confidence.Calibrator | None) ->
         "prompt": answered.example.text,
         "label": answered.example.label,
         "answer": answered.completion.text,
-        "score": answered.score,
+        "score": answered.signs.score,
         "probability": answered.probability(calibrator) if calibrator else None,
         "correct": answered.correct,
         "domain": answered.domain,

@@ -25,10 +25,12 @@ from tutelage.gateway import app as gateway
 from tutelage.gateway import keys
 from tutelage.operations import add_tenant
 from tutelage.records import Key
+from tutelage.routing import signs
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.domains import discover
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.promises import Assurance
+from tutelage.routing.signs import Reading
 from tutelage.settings import Home
 from tutelage.stores import interactions, registry, replies, tenants
 from tutelage.stores.database import Pool
@@ -124,7 +126,9 @@ async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
     raise AssertionError("it did not become so in time")
 
 
-async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING) -> None:
+async def promote(
+    running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING, reading: Reading | None = None
+) -> None:
     """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
     texts = SUMS + COLOURS
     found = discover(Encoder(encoder).encode(texts), texts, labels=["sums"] * len(SUMS) + ["colours"] * len(COLOURS), seed=0)
@@ -133,7 +137,7 @@ async def promote(running: Running, encoder: Path, *, tier: str = "ta", n: int =
     await registry.spawn(
         running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
     )
-    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance).to_dict()
+    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance, reading=reading or Reading()).to_dict()
     await registry.complete_version(running.pool, "acme-sums", 1, status="ta", digest="digest-1", calibrator=calibrator, evidence={"n": 1})
     champion = Pointer(1, "acme-sums", 1, tier)  # type: ignore[arg-type]
     decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})
@@ -243,6 +247,27 @@ async def test_a_sure_student_answers_alone(running: Running, encoder: Path) -> 
     assert float(response.headers["x-tutelage-confidence"]) > 0.85
     assert response.json()["choices"][0]["logprobs"] is None, "the client did not ask for them"
     assert running.teacher.requests == []
+
+
+@pytest.mark.parametrize(("asked", "shown"), [({}, 0), ({"top_logprobs": 0}, 0), ({"top_logprobs": 1}, 1), ({"top_logprobs": 2.0}, 2)])
+async def test_a_client_sees_as_many_alternatives_as_it_asked_for(
+    running: Running, encoder: Path, asked: dict[str, Any], shown: int
+) -> None:
+    await promote(running, encoder)
+    response = await running.http.post("/v1/chat/completions", json=ASK | {"logprobs": True} | asked)
+
+    [token] = response.json()["choices"][0]["logprobs"]["content"]
+    assert (token["token"], len(token["top_logprobs"])) == ("four", shown)
+    assert running.student.requests[0]["top_logprobs"] == 2, "the margin of an answer is read from two"
+
+
+async def test_an_answer_is_read_as_the_student_was_calibrated(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, reading=Reading(margin=1.0, margin_mean=8.0))
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.headers["x-tutelage-tier"] == "teacher", "a lead of three nats is five less than was usual"
+    [score] = await running.pool.fetch("select score from attempts")
+    assert score["score"] == pytest.approx(signs.score([-0.01]) - 5.0)
 
 
 async def test_an_unsure_student_is_overruled_by_the_teacher_and_its_attempt_is_kept(running: Running, encoder: Path) -> None:

@@ -10,14 +10,12 @@ from hypothesis import strategies as st
 
 from tutelage.routing.confidence import (
     ISOTONIC_LABELS,
-    MAX_SCORE,
     MIN_LABELS,
-    MIN_SCORE,
     Calibrator,
     ece,
     fit,
-    score,
 )
+from tutelage.routing.signs import MAX_SCORE, MIN_SCORE
 
 scores = st.floats(MIN_SCORE, MAX_SCORE)
 outcomes = st.lists(st.tuples(scores, st.booleans()), min_size=MIN_LABELS, max_size=80)
@@ -33,33 +31,6 @@ def simulated(n: int, seed: int, *, right: float = 0.5) -> tuple[list[float], li
 
 def learned(rows: list[tuple[float, bool]]) -> Calibrator:
     return fit([x for x, _ in rows], [right for _, right in rows])
-
-
-def test_the_score_is_the_log_odds_of_the_whole_answer() -> None:
-    assert score([math.log(0.5), math.log(0.5)]) == pytest.approx(math.log(0.25 / 0.75))
-    assert score([math.log(0.8)]) == pytest.approx(math.log(4))
-
-
-@pytest.mark.parametrize(
-    ("logprobs", "expected"),
-    [
-        ([], MIN_SCORE),
-        ([-math.inf], MIN_SCORE),
-        ([math.nan], MIN_SCORE),
-        ([-0.1, math.nan], MIN_SCORE),
-        ([-5000.0], MIN_SCORE),
-        ([0.0], MAX_SCORE),
-        ([1e-7], MAX_SCORE),
-        ([-1e-30], MAX_SCORE),
-    ],
-)
-def test_a_score_stays_within_its_bounds_whatever_the_model_reports(logprobs: list[float], expected: float) -> None:
-    assert score(logprobs) == expected
-
-
-@given(st.lists(st.floats(-50, 0), min_size=1, max_size=20), st.floats(-50, 0))
-def test_one_more_token_never_raises_the_score(logprobs: list[float], more: float) -> None:
-    assert score([*logprobs, more]) <= score(logprobs) + 1e-9
 
 
 def test_too_few_outcomes_say_nothing() -> None:

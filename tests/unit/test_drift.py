@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.drift import simulate
-from tutelage.routing.confidence import MAX_SCORE, MIN_SCORE, Calibrator
+from tutelage.routing.confidence import Calibrator
 from tutelage.routing.drift import watch
+from tutelage.routing.signs import MAX_SCORE, MIN_SCORE
 from tutelage.settings import RoutingSettings
 
 SURE = Calibrator("platt", n=200, a=1.0, b=0.0)

@@ -22,9 +22,13 @@ from tutelage.fleet.endpoint import Deadlines, Endpoint, ReplicaHealth
 from tutelage.settings import ModelEntry, Price
 
 
-class Token(BaseModel):
+class Likely(BaseModel):
     model_config = ConfigDict(extra="allow")
     logprob: float
+
+
+class Token(Likely):
+    top_logprobs: list[Likely] | None = None
 
 
 class Logprobs(BaseModel):
@@ -98,10 +102,9 @@ class Answer(NamedTuple):
         return str(reason) if reason else None
 
     @property
-    def logprobs(self) -> list[float]:
-        """Log-probability of every token of the first choice, the stop token included; empty when the model gave none."""
-        content = (self.body["choices"][0].get("logprobs") or {}).get("content") or []
-        return [float(token["logprob"]) for token in content]
+    def logprobs(self) -> list[dict[str, Any]]:
+        """Every token of the first choice with its log-probability, the stop token included; empty when the model gave none."""
+        return (self.body["choices"][0].get("logprobs") or {}).get("content") or []
 
 
 class Backend(Protocol):

@@ -21,11 +21,11 @@ from tutelage.gateway.planning import Planned, Planning, affordable
 from tutelage.gateway.recalling import Recalling
 from tutelage.gateway.snapshot import TenantView, lineage_of
 from tutelage.records import Attempt, Tier
-from tutelage.routing.confidence import score
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.exploration import propensity
 from tutelage.routing.policy import StudentSnapshot, judge
 from tutelage.routing.recall import Recalled, in_context
+from tutelage.routing.signs import ALTERNATIVES, read
 from tutelage.routing.strategies import Step
 from tutelage.routing.votes import agree
 from tutelage.settings import RoutingSettings
@@ -292,7 +292,8 @@ class Dispatch:
         is given; None: it is given as it is, if it is whole and of the version in charge. `promised`: as in `policy.judge`."""
         backend = self._models.adapter(adapter)
         most = self._planning.routing.max_student_tokens
-        body = payload(request) | {"logprobs": True, "max_tokens": min(request.longest or most, most)}
+        alternatives = max(ALTERNATIVES, request.alternatives)
+        body = payload(request) | {"logprobs": True, "top_logprobs": alternatives, "max_tokens": min(request.longest or most, most)}
         body.pop("max_completion_tokens", None)
         try:
             answer = await backend.complete(body)
@@ -302,7 +303,7 @@ class Dispatch:
             # only what is the version's own fault stands against it: a tier that is down says nothing of those it holds
             erred = Attempt(student.name, student.tier, student.digest, "", None, None, False, f"failed: {failed}", 0)
             return Tried(None, (erred,) if isinstance(failed, BackendErred) else ())
-        found = score(answer.logprobs)
+        found = student.calibrator.reading.score(read(answer.logprobs))
         verdict = judge(student, found, needed=least or 0.0, promised=promised)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
         reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"

@@ -82,11 +82,12 @@ class ChatRequest(BaseModel):
 class Chat:
     """A checked chat request. `shape` is everything in it that shapes the answer, as the client sent it: what a model is asked and what
     the cache compares; fields unknown here are in it too. `prompt` is the text of the last user message (of all messages when there is
-    none): what routing looks at. `longest` is the bound on the answer's tokens, if the client set one. `metadata` no model is sent."""
+    none): what routing looks at. `longest` is the bound on the answer's tokens, if the client set one; `alternatives`
+    are the likeliest tokens it wants to see at every place. `metadata` no model is sent."""
 
     __slots__ = (
-        "characters", "domain", "logprobs", "longest", "messages", "metadata", "model", "n", "prompt", "sampled", "shape", "stream",
-        "usage",
+        "alternatives", "characters", "domain", "logprobs", "longest", "messages", "metadata", "model", "n", "prompt", "sampled", "shape",
+        "stream", "usage",
     )  # fmt: skip
 
     def __init__(self, checked: ChatRequest, sent: dict[str, Any]) -> None:
@@ -96,7 +97,7 @@ class Chat:
         self.usage = checked.stream_options is not None and checked.stream_options.include_usage
         self.longest = checked.max_completion_tokens or checked.max_tokens
         self.sampled = (checked.temperature or 0) > 0 or self.n > 1
-        self.logprobs = bool(checked.logprobs)
+        self.logprobs, self.alternatives = bool(checked.logprobs), checked.top_logprobs or 0
         self.metadata = checked.metadata or {}
         self.domain = self.metadata.get("domain")
         texts = [text_of(message) for message in checked.messages]

@@ -142,10 +142,20 @@ def _by_policy(interaction: Interaction, policy: Bodies) -> Interaction:
 
 
 def _visible(body: dict[str, Any], request: openai.Chat) -> dict[str, Any]:
-    """The cascade asks for log-probabilities; the client sees them only if it asked too."""
-    if request.logprobs or not any(choice.get("logprobs") for choice in body["choices"]):
+    """The cascade asks for log-probabilities and alternatives; the client sees of them what it asked for."""
+    if not any(choice.get("logprobs") for choice in body["choices"]):
         return body
-    return body | {"choices": [choice | {"logprobs": None} for choice in body["choices"]]}
+    return body | {"choices": [choice | {"logprobs": _asked(choice.get("logprobs"), request)} for choice in body["choices"]]}
+
+
+def _asked(logprobs: dict[str, Any] | None, request: openai.Chat) -> dict[str, Any] | None:
+    """Nothing, or every token with as many of the likeliest at its place as the request asked for."""
+    if not request.logprobs:
+        return None
+    if not logprobs or not logprobs.get("content"):
+        return logprobs
+    content = [told | {"top_logprobs": (told.get("top_logprobs") or [])[: request.alternatives]} for told in logprobs["content"]]
+    return logprobs | {"content": content}
 
 
 def _stored(reply: Reply, spoken: Sequence[dict[str, Any]], *, stream: bool) -> StoredReply:

@@ -1,4 +1,4 @@
-"""Turn a student's token log-probabilities into a calibrated probability of being right.
+"""Turn what a student's answer tells of itself (`signs`) into a calibrated probability of being right.
 
 A `Calibrator` is learned from verified outcomes of one student in one domain. This module knows nothing of thresholds,
 students or where outcomes are stored; `policy` compares, this only measures.
@@ -9,18 +9,15 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from tutelage.routing import signs
 from tutelage.routing.promises import Assurance, assure
+from tutelage.routing.signs import MAX_SCORE, MIN_SCORE, Reading, Signs
 
 MIN_LABELS = 20  # below this a calibrator says nothing (probability 0, so the request escalates)
 ISOTONIC_LABELS = 500  # from here there are enough labels to learn the curve's shape, not only its slope
-# Float32 log-probabilities cannot tell 1 - 1e-7 from 1, hence the upper bound; long answers have tiny probabilities
-# that must still be told apart, hence the wider lower one.
-MAX_SCORE = 16.0
-MIN_SCORE = -200.0
-
 MAX_BINS = 10  # of a calibration error
 MIN_PER_BIN = 20  # fewer in a bin measure chance: 6 fair coins are off by 0.16 on average
 
@@ -34,7 +31,7 @@ class Calibrator:
     `a` and `b` are the logistic curve's slope (per nat of log-odds) and intercept. An isotonic calibrator adds the
     points (`scores`, `probabilities`) of a piecewise linear curve, mixed with the logistic one by `weight`. `reliability` is
     the share of what it promises that newer outcomes confirm (`drift.py`); it scales every probability. `assurance` is what answers of
-    at least some score surely are worth (`promises.py`): a probability is a guess, this is a promise.
+    at least some score surely are worth (`promises.py`): a probability is a guess, this is a promise. `reading` makes the score.
     """
 
     kind: Kind
@@ -46,6 +43,7 @@ class Calibrator:
     probabilities: tuple[float, ...] = ()
     reliability: float = 1.0
     assurance: Assurance = field(default_factory=Assurance)
+    reading: Reading = field(default_factory=Reading)
 
     def probability(self, score: float) -> float:
         """The probability of being right at this score: 0.0 when unknown, otherwise within `floor` and `ceiling`."""
@@ -82,19 +80,13 @@ class Calibrator:
         points = {name: tuple(fields.get(name, ())) for name in ("scores", "probabilities")}
         told = fields.get("assurance", {})  # calibrators of before have none, and so promise nothing
         assurance = Assurance(**{name: tuple(values) for name, values in told.items()})
-        return cls(**{**fields, **points, "assurance": assurance})
+        return cls(**{**fields, **points, "assurance": assurance, "reading": Reading(**fields.get("reading", {}))})
 
 
-def score(token_logprobs: Sequence[float]) -> float:
-    """Log-odds (nats) of the whole answer, stop token included, within MIN_SCORE and MAX_SCORE.
-
-    No tokens, or a value that is not a number, count as the lowest score: the request escalates.
-    """
-    total = math.fsum(token_logprobs) if token_logprobs else -math.inf
-    if math.isnan(total) or total <= MIN_SCORE:
-        return MIN_SCORE
-    doubt = -math.expm1(min(total, 0.0))  # 1 - probability, exact also where the probability is almost 1
-    return min(total - math.log(doubt), MAX_SCORE) if doubt > 0.0 else MAX_SCORE
+def fit_signs(told: Sequence[Signs], correct: Sequence[float]) -> Calibrator:
+    """Learn how to read answers and a calibrator of the scores read. Raises ValueError as `fit` does."""
+    reading = signs.fit(told, correct)
+    return replace(fit([reading.score(one) for one in told], correct), reading=reading)
 
 
 def fit(
@@ -110,7 +102,7 @@ def fit(
     if n != len(correct):
         raise ValueError(f"{n} scores for {len(correct)} outcomes; pass one outcome for each score")
     if not all(map(math.isfinite, scores)):
-        raise ValueError("a score is not finite; compute scores with tutelage.routing.confidence.score")
+        raise ValueError("a score is not finite; compute scores with tutelage.routing.signs.score")
     if n < MIN_LABELS:
         return Calibrator("unknown", n)
     a, b = _fit_platt(scores, correct, prior_strength)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tutelage.routing.confidence import MAX_SCORE, Calibrator
+from tutelage.routing.confidence import Calibrator
+from tutelage.routing.signs import MAX_SCORE
 
 Tier = Literal["student", "ta", "teacher"]
 _RANK: dict[Tier, int] = {"student": 0, "ta": 1, "teacher": 2}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 from tutelage.records import Strategy, Tier
-from tutelage.routing.confidence import MAX_SCORE
 from tutelage.routing.estimates import Estimate
 from tutelage.routing.policy import Policy, StudentSnapshot, choose_student
+from tutelage.routing.signs import MAX_SCORE
 
 Shape = Literal["always-teacher", "cascade", "direct", "parallel"]
 BASIC: frozenset[Strategy] = frozenset({"always-teacher", "cascade", "quality"})
