@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,13 +205,13 @@ async def export(cycle: Cycle, domain: str, target: Path) -> int:
         # one without an embedding came while this cycle ran: the next cycle places it, and learns from it
         mine = [row for row in rows if row["domain"] == domain and row["embedding"] and not row["cache"].startswith("hit")]
         lines = [(row, line) for row in mine if (line := lesson(row, cycle.tenant_id)) is not None]
-        held = await _canaries(pool, cycle, domain, [row for row, _ in lines], settings)
+        held = await _canaries(pool, cycle, domain, [row for row, line in lines if _judges(line)], settings)
         earlier = await _earlier(pool, cycle, domain, held)
     names = {canary.key for canary in held}
     keys = [key_of(_prompt(row["messages"])) for row, _ in lines]
     near = blocked(keys, _vectors([row for row, _ in lines]), held, similar=settings.canary_similarity)
     _write(target, [line for (_, line), key, close in zip(lines, keys, near, strict=True) if not close and not drawn(key)])
-    canaries = earlier | {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names}
+    canaries = earlier | {key: line for (_, line), key in zip(lines, keys, strict=True) if key in names and _judges(line)}
     _write(target.with_name("canaries.jsonl"), list(canaries.values()))
     return len(mine)
 
@@ -232,8 +232,13 @@ async def _earlier(pool: Any, cycle: Cycle, domain: str, held: Sequence[Canary])
     ids = await stored.requests(pool, cycle.tenant_id, domain, held)
     rows = await interactions.read_interactions(pool, cycle.tenant_id, limit=len(ids) or 1, for_training=True, request_ids=ids)
     names = {canary.key for canary in held}
-    found = {key_of(_prompt(row["messages"])): lesson(row, cycle.tenant_id) for row in rows}
-    return {key: line for key, line in found.items() if key in names and line is not None}
+    found = [(key_of(_prompt(row["messages"])), lesson(row, cycle.tenant_id)) for row in rows]
+    return {key: line for key, line in found if key in names and line is not None and _judges(line)}
+
+
+def _judges(line: Mapping[str, Any]) -> bool:
+    """Nobody is right for saying what a student said, whatever its tier."""
+    return bool(line["metadata"]["provenance"] != "student")
 
 
 def _vectors(rows: Sequence[dict[str, Any]]) -> Any:

@@ -215,7 +215,13 @@ def clean(rows: Sequence[Row], config: CurateSettings, tally: Tally) -> list[Row
     rows = tally.sift("scrub", rows, [cleaned.reason for cleaned in scrubbed], redacted=sum(c.redacted for c in scrubbed))
     rows = tally.sift("control_tokens", rows, ["control_tokens" if cleaning.has_control_tokens(row.example) else None for row in rows])
     rows = tally.sift("length", rows, ["too_long" if len(row.example.text) > config.max_characters else None for row in rows])
-    return tally.sift("reference", rows, ["no_reference" if _unjudgeable(row) else None for row in rows])
+    rows = tally.sift("reference", rows, ["no_reference" if _unjudgeable(row) else None for row in rows])
+    # what a student said is learned from within its share, but nobody is right for saying the same
+    return tally.sift(
+        "students",
+        rows,
+        ["answered_by_student" if row.told("provenance") == "student" and row.split not in LEARNED else None for row in rows],
+    )
 
 
 def deduplicate(rows: Sequence[Row], config: CurateSettings, tally: Tally) -> list[Row]:

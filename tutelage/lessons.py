@@ -11,28 +11,31 @@ from typing import Any
 
 
 def lesson(row: Mapping[str, Any], tenant_id: str) -> dict[str, Any] | None:
-    """The teacher's answer, or the user's own where a student answered; None where there is nothing to learn.
+    """The teacher's answer, or the user's own where a student answered; None where there is nothing to learn. A student that has become a
+    teacher may teach too, as a student: nothing is judged by its answers.
 
     `row` is one of `stores.interactions.read_interactions`; the result is a line of interactions.jsonl.
     """
-    by_teacher = row["tier"] == "teacher"
+    by_student = any(a.accepted and a.model == row["model"] for a in row["attempts"])
+    by_teacher = row["tier"] == "teacher" and not by_student
+    by_graduate = row["tier"] == "teacher" and by_student and row["feedback_label"] is None
     if by_teacher and row["finish_reason"] not in (None, "stop"):
         return None  # cut off by a limit, a client that left or a fault: half an answer is no answer to learn
-    answer = row["answer"] if by_teacher else row["feedback_label"]
+    answer = row["answer"] if by_teacher or by_graduate else row["feedback_label"]
     if answer is None:
         return None
-    score = row["feedback_score"] if by_teacher else 1.0
+    score = row["feedback_score"] if by_teacher or by_graduate else 1.0
     return {
         "messages": [*row["messages"], {"role": "assistant", "content": answer}],
         "metadata": {
             "request_id": row["request_id"],
             "tenant": tenant_id,
             "domain": row["domain"],
-            "teacher": row["model"] if by_teacher else None,
+            "teacher": row["model"] if by_teacher or by_graduate else None,
             "confidence": row["confidence"],
             "verdict": None if score is None else float(score >= 0.5),
             "label": row["feedback_label"],
-            "provenance": "teacher" if by_teacher else "user",
+            "provenance": "teacher" if by_teacher else "student" if by_graduate else "user",
             "created_at": row["created_at"].isoformat(),
             "scores": {} if row["feedback_score"] is None else {"feedback": float(row["feedback_score"])},
             "attempts": _attempts(row),

@@ -38,7 +38,7 @@ TEACHER_ERRORS = 0.05  # of the generated day; a log's teacher is as right as th
 ALONE = {"x-tutelage-strategy": "always-teacher", "x-tutelage-cache": "bypass"}
 SETTLE_SECONDS = 3.0  # until what is checked after the reply is on record
 # A cycle must end before the next quarter begins, and a day's training has a budget (core-seconds): most needed gaps first.
-EVOLVE = {"max_students": 2, "training_seconds": 200, "training_seconds_per_day": 1200}
+EVOLVE = {"max_students": 2, "training_seconds": 200, "training_seconds_per_day": 1500}
 FINETUNE = {"budget_tokens": 12_000, "least_examples": 500}
 
 

@@ -4,11 +4,11 @@ costs. Nothing is limited, cached or recorded. It refuses to be useful for anyth
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from tutelage.gateway.admission import Admission, Estimate, Meter, Party
-from tutelage.gateway.cache import Cache, CacheKey, Entry, Looking
+from tutelage.gateway.cache import Cache, CacheKey, Entry, Looking, Servable
 from tutelage.gateway.exchange import Asked, Outcome, Placed
 from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import TenantView
@@ -74,7 +74,7 @@ class NoCache(Cache):
     def begin(self, key: CacheKey) -> None:
         return None
 
-    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True, looking: Looking | None = None) -> None:
+    async def find(self, key: CacheKey, *, servable: Servable, counted: bool = True, looking: Looking | None = None) -> None:
         return None
 
     def keep(self, key: CacheKey, entry: Entry) -> None:

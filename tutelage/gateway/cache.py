@@ -52,7 +52,8 @@ class CacheKey:
 
 
 class Entry(NamedTuple):
-    """A whole answer. `lineage` names the model and version that gave it; `expires_at` is in Unix seconds."""
+    """A whole answer. `lineage` names the model and version that gave it; `expires_at` is in Unix seconds. `standard`: the highest
+    threshold under which it would have been given."""
 
     body: dict[str, Any]
     prompt_tokens: int
@@ -65,6 +66,14 @@ class Entry(NamedTuple):
     expires_at: float
     question: str | None = None  # what was asked, where paraphrases of it may get this answer, and a digest of all else in the request
     context: str = ""
+    standard: float = 0.0
+
+
+class Servable(NamedTuple):
+    """What may be given again: answers of these lineages that meet the threshold there is now."""
+
+    lineages: Container[str]
+    threshold: float
 
 
 Looking = asyncio.Future[Entry | None]  # a look into Valkey that is under way
@@ -115,16 +124,23 @@ class Cache:
         """Ask Valkey already, for a `find` that comes soon; nothing where there is no need to."""
         return None if key in self._near or self._down else self._looks.begin(key)
 
-    async def find(self, key: CacheKey, *, live: Container[str], counted: bool = True, looking: Looking | None = None) -> Entry | None:
-        """The entry, if its model is among those that are `live`; one whose model is not is forgotten. `looking`: what `begin` gave."""
+    async def find(self, key: CacheKey, *, servable: Servable, counted: bool = True, looking: Looking | None = None) -> Entry | None:
+        """The entry, if it is `servable`; one whose model is no longer live is forgotten. `looking`: what `begin` gave."""
         held = self._near.get(key)
         entry = Entry(*orjson.loads(held)) if held else await self._far(key, looking)
-        found: Found = "miss" if entry is None or entry.expires_at <= self._clock() else "exact" if entry.lineage in live else "stale"
+        found = self._told(entry, servable)
         if found == "stale":
             self._near.pop(key, None)
         if counted:
             self._count(key, found)
         return entry if found == "exact" else None
+
+    def _told(self, entry: Entry | None, servable: Servable) -> Found:
+        if entry is None or entry.expires_at <= self._clock():
+            return "miss"
+        if entry.lineage not in servable.lineages:
+            return "stale"
+        return "exact" if entry.standard >= servable.threshold else "miss"  # a threshold that was raised may fall again
 
     async def kept_since(self, tenant_id: str, since: float, *, most: int) -> list[tuple[CacheKey, Entry, float]]:
         """What any worker kept of a tenant in Valkey after `since` (microseconds by Valkey's clock): the newest `most`, oldest first, each

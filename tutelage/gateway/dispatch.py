@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from tutelage.errors import BackendErred, BackendFailed, BackendRefused, InvalidRequest, ModelNotFound, Unavailable
 from tutelage.fleet.backends import Answer, Backend
 from tutelage.gateway import openai
+from tutelage.gateway.cache import Servable
 from tutelage.gateway.exchange import NOBODY_CHOSE, Asked, Chosen, Outcome, Placed
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.models import Models
@@ -152,12 +153,12 @@ class Dispatch:
         """Of the answer that model `name` gave in the place of `alone`: itself, or one of its fallbacks."""
         return alone.lineage if name == alone.backend.name else self._models.lineages.get(name, "")
 
-    def live(self, view: TenantView) -> frozenset[str]:
-        """The lineages whose answers may be given again."""
-        return view.lineages.union(self._models.lineages.values())
+    def servable(self, view: TenantView) -> Servable:
+        """Which kept answers may be given again."""
+        return Servable(view.lineages.union(self._models.lineages.values()), self._planning.policy(view).threshold)
 
     def policy(self, asked: Asked, view: TenantView) -> str:
-        """What decides who answers, beside the models themselves."""
+        """What decides who answers, beside the models themselves and the threshold."""
         return self._planning.key(asked, view)
 
     async def ask(self, asked: Asked, view: TenantView, placed: Placed) -> Outcome:
@@ -373,7 +374,7 @@ def _after(planned: Planned, attempts: Sequence[Attempt], *, given: bool) -> Cho
 
 
 def _chosen(planned: Planned, likely: float | None) -> Chosen:
-    return Chosen(planned.plan.strategy, likely, planned.plan.explored, planned.policy.version)
+    return Chosen(planned.plan.strategy, likely, planned.plan.explored, planned.policy.version, planned.policy.threshold)
 
 
 def payload(request: openai.Chat) -> dict[str, Any]:

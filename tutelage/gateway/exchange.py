@@ -66,15 +66,17 @@ class Placed(NamedTuple):
 
 class Chosen(NamedTuple):
     """By which strategy, and by which version of the tenant's policy, it was chosen who answers. `propensity`: how probable it was that
-    this answer was the one given; None: something else had a part in it, and nothing is to be learned from it."""
+    this answer was the one given; None: something else had a part in it, and nothing is to be learned from it. `threshold`: the
+    confidence that was asked for; None: the client named the model."""
 
     strategy: Strategy | None
     propensity: float | None
     explored: bool
     policy_version: int | None
+    threshold: float | None
 
 
-NOBODY_CHOSE = Chosen(None, None, False, None)
+NOBODY_CHOSE = Chosen(None, None, False, None, None)
 
 
 class Outcome(NamedTuple):
@@ -90,6 +92,18 @@ class Outcome(NamedTuple):
     domain: str | None = None  # only a cached outcome knows it; others are placed first
     lineage: str = ""  # the model and version that gave it
     chosen: Chosen = NOBODY_CHOSE
+
+    @property
+    def by_student(self) -> bool:
+        """Whether a student gave it, of whatever tier: one that has become a teacher is still not what it is measured against."""
+        return bool(self.attempts) and self.attempts[-1].accepted and self.attempts[-1].model == self.model
+
+    @property
+    def standard(self) -> float:
+        """The highest threshold under which this answer would have been given: 1 for the teacher's, and for one whose model was named."""
+        if self.chosen.threshold is None or (self.tier == "teacher" and not self.by_student):
+            return 1.0
+        return max(self.confidence or 0.0, 0.0 if self.chosen.explored else self.chosen.threshold)
 
     @property
     def cost_usd(self) -> float:

@@ -237,12 +237,12 @@ class Pipeline:
         asked, view, place, looking = admitted
         if not _cacheable(asked):
             return Looked("bypass")
-        live = self._dispatch.live(view)
-        found = await self._cache.find(place, live=live, looking=looking)
+        servable = self._dispatch.servable(view)
+        found = await self._cache.find(place, servable=servable, looking=looking)
         if found is not None:
             return Looked("hit-exact", _kept(found, "the same request was answered before"))
         question = self._semantic.question(asked, self._policy(asked, view))
-        near = await self._semantic.find(asked, question, live=live) if question is not None else None
+        near = await self._semantic.find(asked, question, servable=servable) if question is not None else None
         if near is not None and near.served:
             return Looked("hit-semantic", _kept(near.entry, near.reason))
         return Looked("miss", None, question, near)
@@ -261,7 +261,7 @@ class Pipeline:
         text, context = (question.text, question.context) if question is not None else (None, "")
         entry = Entry(
             answer.body, answer.prompt_tokens, answer.completion_tokens, outcome.model, outcome.tier, outcome.confidence, placed.domain,
-            outcome.lineage, self._clock().timestamp() + fresh.seconds, text, context,
+            outcome.lineage, self._clock().timestamp() + fresh.seconds, text, context, outcome.standard,
         )  # fmt: skip
         self._cache.keep(place, entry)
         if question is not None:

@@ -53,14 +53,12 @@ class Planning:
         return asked.options.strategy or asked.caller.strategy
 
     def key(self, asked: Asked, view: TenantView) -> str:
-        """What decides who answers, beside the models themselves: the same question under another policy is another one."""
+        """What decides who answers, beside the models themselves: the same question under another policy is another one. The threshold is
+        not in it: an answer that was kept says which ones it meets."""
         if asked.request.model != "auto":
             return ""
-        policy, most = self.policy(view), _most(asked)
-        return (
-            f"{policy.version}:{policy.threshold}:{policy.similarity}:{self.routing.max_student_tokens}:{self.strategy(asked)}:"
-            f"{most}:{_promised(asked)}"
-        )
+        similarity = self.policy(view).similarity
+        return f"{similarity}:{self.routing.max_student_tokens}:{self.strategy(asked)}:{_most(asked)}:{_promised(asked)}"
 
     def plan(self, asked: Asked, view: TenantView, placed: Placed, models: Models) -> Planned:
         """Of a request that leaves it to us who answers."""

@@ -13,13 +13,13 @@ import logging
 import random
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from cachetools import LRUCache
 
-from tutelage.gateway.cache import Cache, CacheKey, Entry
+from tutelage.gateway.cache import Cache, CacheKey, Entry, Servable
 from tutelage.gateway.exchange import Asked
 from tutelage.gateway.freshness import freshness
 from tutelage.gateway.neighbours import Kept, Neighbours
@@ -110,7 +110,7 @@ class Semantic:
         material = orjson.dumps([asked.caller.tenant_id, policy, rest], option=orjson.OPT_SORT_KEYS)
         return Question(last["content"], hashlib.blake2b(material, key=self._secret, digest_size=16).hexdigest())
 
-    async def find(self, asked: Asked, question: Question, *, live: Container[str]) -> Near | None:
+    async def find(self, asked: Asked, question: Question, *, servable: Servable) -> Near | None:
         """A kept answer to the same question in other words, to be served or only to be compared with."""
         tenant = self._tenant(asked.caller.tenant_id)
         if not tenant.neighbours.knows(question.context) or self._looking >= AT_ONCE or tenant.tired():
@@ -122,7 +122,7 @@ class Semantic:
             verdicts = await asyncio.to_thread(self._look, tenant, question)
         finally:
             self._looking -= 1
-        return await self._best(asked, question, tenant, verdicts, live)
+        return await self._best(asked, question, tenant, verdicts, servable)
 
     def keep(self, question: Question, place: CacheKey, entry: Entry) -> None:
         """Remember the question of an answer that was kept; soon, nobody waits."""
@@ -153,13 +153,13 @@ class Semantic:
         return [(kept, verdict) for (kept, _), verdict in zip(near, verdicts, strict=True)]
 
     async def _best(
-        self, asked: Asked, question: Question, tenant: _Tenant, verdicts: list[tuple[Kept, Verdict]], live: Container[str]
+        self, asked: Asked, question: Question, tenant: _Tenant, verdicts: list[tuple[Kept, Verdict]], servable: Servable
     ) -> Near | None:
         found: list[tuple[Entry, Verdict]] = []
         for kept, verdict in verdicts:
             if verdict.difference is not None:
                 self._count(tenant, f"rejected-{verdict.difference.guard}")
-            elif (entry := await self._cache.find(kept.place, live=live, counted=False)) is None:
+            elif (entry := await self._cache.find(kept.place, servable=servable, counted=False)) is None:
                 tenant.neighbours.drop(kept.place)
                 self._count(tenant, "stale")
             else:

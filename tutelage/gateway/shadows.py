@@ -91,33 +91,34 @@ class Shadows:
             self._start(self._verifying.note(case, asked, placed, given))
         chosen = given.chosen
         spawned = view.spawned.get(placed.domain or "")
-        if chosen.strategy is None or (given.tier == "teacher" and not view.students and spawned is None):
+        by_teacher = given.tier == "teacher" and not given.by_student
+        if chosen.strategy is None or (by_teacher and not view.students and spawned is None):
             return
         settings = self._routing()
         tried = [attempt for attempt in given.attempts if attempt.score is not None and attempt.confidence]  # whole ones
         share = max((looked_at(settings.shadow, s.calibrator) for s in view.students if s.domain == placed.domain), default=settings.shadow)
         # one number for both: where the teacher is asked beside a champion the challenger is too, and each such request is a pair
         number, room = self._random.random(), len(self._running) < settings.shadows_at_once
-        if spawned is not None and given.tier == "teacher" and not given.attempts and room and number < settings.shadow:
+        if spawned is not None and by_teacher and not given.attempts and room and number < settings.shadow:
             self._start(self._ask_spawned(asked, placed, spawned, given.answer, observed=settings.shadow))
         drawn, contested = room and number < share, room and number < settings.shadow_challenger
         beside = _Beside.of(view, placed, given, escalated=settings.shadow_challenger, accepted=min(share, settings.shadow_challenger))
-        if given.tier == "teacher" and tried:
+        if by_teacher and tried:
             likely = chosen.propensity or 1.0
             looked = 1 - (1 - likely) * (1 - share)
             self._start(self._compare(asked, placed, given.answer, tried, served=False, observed=looked))
             if beside is not None and contested:
                 self._start(self._ask_challenger(asked, placed, beside, given.answer, observed=beside.looked(likely)))
-        elif tried and tried[-1].accepted and given.model == tried[-1].model and drawn:
+        elif tried and given.by_student and drawn:
             likely = chosen.propensity or 1.0
             looked = 1 - likely * (1 - share)
             self._start(self._ask_teacher(asked, placed, tried[-1], observed=looked, beside=beside if contested else None, likely=likely))
         elif beside is not None and contested:
             self._start(self._ask_challenger(asked, placed, beside, None, observed=1.0))
-        elif given.tier != "teacher" and not tried and drawn:
+        elif not by_teacher and not tried and drawn:
             alone = Attempt(given.model, given.tier, None, given.answer.text, None, None, True, given.reason, 0)
             self._start(self._ask_teacher(asked, placed, alone, observed=share))
-        elif given.tier == "teacher" and drawn:
+        elif by_teacher and drawn:
             self._start(self._ask_doubted(asked, view, placed, given.answer, observed=share))
 
     async def close(self) -> None:

@@ -23,9 +23,11 @@ Question = Literal["ta", "teacher", "champion"]  # what a test of the year asks 
 Version = tuple[str, int]
 SETTLED = "interval '2 seconds'"  # younger rows may still be overtaken by ones that are being written
 
+# A student that has become a teacher is still not what a student is measured against.
+BY_STUDENT = "exists (select from attempts g where g.request_id = i.request_id and g.accepted and g.model = i.model)"
 COMPARISON = "o.digest is not null and o.source in ('teacher', 'judge')"
 OUTCOMES = f"""
-    select f.id, f.request_id, f.label, f.score, case when i.tier = 'teacher' then b.answer end as teacher, i.domain,
+    select f.id, f.request_id, f.label, f.score, case when i.tier = 'teacher' and not {BY_STUDENT} then b.answer end as teacher, i.domain,
         a.digest, a.answer, a.accepted, i.prompt_hash, c.id as compared_id, c.value, c.observed
     from feedback f join interactions i using (request_id) join attempts a using (request_id) left join bodies b using (request_id)
     left join lateral (

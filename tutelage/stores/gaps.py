@@ -18,16 +18,17 @@ LEAST_DAYS = 1 / 24  # traffic of some minutes says nothing of a day: it counts 
 COUNTED = """
     select i.domain, count(*)::int as known,
         count(*) filter (where fresh)::int as requests,
-        count(*) filter (where fresh and (i.tier = 'teacher' or score < 0.5))::int as failed,
-        count(*) filter (where fresh and i.tier = 'teacher' and tried)::int as escalated,
+        count(*) filter (where fresh and (by_teacher or score < 0.5))::int as failed,
+        count(*) filter (where fresh and by_teacher and tried)::int as escalated,
         coalesce(sum(i.cost_microusd) filter (where fresh), 0)::bigint as cost_microusd,
         coalesce(extract(epoch from now() - min(i.created_at) filter (where fresh)), 0)::float8 / 86400 as days
     from (
         select w.*, (s.since is null or w.created_at > s.since) as fresh,
             exists (select 1 from attempts a where a.request_id = w.request_id) as tried,
+            w.tier = 'teacher' and not exists (select 1 from students t where t.tenant_id = $1 and t.name = w.model) as by_teacher,
             (select f.score from feedback f where f.request_id = w.request_id order by f.id desc limit 1) as score
         from (
-            select i.request_id, i.domain, i.tier, i.cache, i.cost_microusd, i.created_at
+            select i.request_id, i.domain, i.tier, i.model, i.cache, i.cost_microusd, i.created_at
             from interactions i join bodies b using (request_id)
             where i.tenant_id = $1 and i.endpoint = 'chat' order by i.created_at desc, i.request_id limit $2
         ) w left join unnest($3::text[], $4::timestamptz[]) as s (domain, since) on s.domain = w.domain
