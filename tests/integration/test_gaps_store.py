@@ -72,6 +72,17 @@ async def test_requests_failures_escalations_and_money_are_counted_by_domain(poo
     assert (dates.requests, dates.recalled) == (1, Tally(3))
 
 
+async def test_what_a_student_answers_that_became_a_teacher_is_no_gap(pool: Pool) -> None:
+    await registry.open_cycle(pool, "c1", TENANT.id)
+    await registry.spawn(pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}")
+    sure = Attempt("acme-sums", "teacher", "d1", "4", 0.3, 0.9, True, "0.90 reaches 0.85", 3)
+    unsure = Attempt("acme-sums", "teacher", "d1", "5", 0.3, 0.7, False, "below 0.85", 3)
+    await record(pool, [interaction(1, model="acme-sums", attempts=(sure,)), interaction(2, attempts=(unsure,)), interaction(3)])
+    (sums,) = await gaps.traffic(pool, TENANT.id, rows=100, since={}, recalled={})
+
+    assert (sums.requests, sums.failed, sums.escalated) == (3, 2, 1)
+
+
 async def test_only_what_came_after_the_newest_student_is_a_gap_still(pool: Pool) -> None:
     await record(pool, [interaction(1, created_at=datetime.now(UTC) - timedelta(days=2)), interaction(2)])
     (sums,) = await gaps.traffic(pool, TENANT.id, rows=100, since={"sums": datetime.now(UTC) - timedelta(days=1)}, recalled={})

@@ -24,6 +24,7 @@ from tutelage.operations import add_tenant, tuned
 from tutelage.records import Outcome
 from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
+from tutelage.routing.policy import Policy
 from tutelage.routing.promises import Assurance
 from tutelage.settings import Home, RoutingSettings
 from tutelage.stores import bodies, evidence, outcomes, policies, registry, tenants
@@ -264,6 +265,17 @@ async def test_a_given_answer_is_compared_with_the_teachers_after_the_reply_and_
     assert usage == 1
 
 
+@pytest.mark.parametrize("routing", [{"explore": 0.0, "shadow": 1.0}])
+async def test_a_student_that_became_a_teacher_is_still_compared_with_the_teacher(running: Running, encoder: Path) -> None:
+    await promote(running, encoder, tier="teacher")
+    response = await ask(running)
+    assert (response.headers["x-tutelage-tier"], response.headers["x-tutelage-model"]) == ("teacher", "acme-sums")
+    await running.app.state.shadows.settled()
+    (outcome,) = await running.pool.fetch("select value, served from outcomes")
+    assert tuple(outcome) == (0.0, True), "four is not what the teacher says"
+    assert len(running.teacher.requests) == 1
+
+
 async def test_a_try_that_was_not_given_is_compared_for_nothing(running: Running, encoder: Path) -> None:
     await promote(running, encoder)
     running.student.answer, running.student.logprob = "4", -1.0
@@ -412,6 +424,27 @@ async def test_a_policy_is_seen_by_a_running_gateway_and_going_back_is_too(runni
     assert (await ask(running, {**ASK, "seed": 1})).headers["x-tutelage-tier"] == "ta"
     history = await policies.history(running.pool, running.tenant_id)
     assert [(row["version"], row["reason"], row["reverts_to"]) for row in history] == [(2, "too strict", 0), (1, "a test", None)]
+
+
+async def test_a_tuned_threshold_leaves_the_cached_answers_that_meet_it(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    running.student.logprob = -0.1  # confidence 0.905
+    by_student, by_teacher = ASK, {**ASK, "messages": [{"role": "user", "content": "Why is the sky blue and the evening red?"}]}
+    for body, tier in ((by_student, "ta"), (by_teacher, "teacher")):
+        assert (await ask(running, body)).headers["x-tutelage-tier"] == tier
+    changed = {"reason": "a test", "evidence": {"n": 1}, "actor": "test"}
+
+    def policy() -> Policy | None:
+        found: Policy | None = running.app.state.watcher.current.view(running.tenant_id).policy
+        return found
+
+    for version, (threshold, kept) in enumerate(((0.8, True), (0.95, False), (0.9, True)), start=1):
+        await policies.append(running.pool, running.tenant_id, {"threshold": threshold}, expected=version - 1, **changed)
+        await until(lambda: (found := policy()) is not None and found.version == version)  # noqa: B023
+        assert (await ask(running, by_teacher)).headers["x-tutelage-cache"] == "hit-exact"
+        if kept:
+            assert (await ask(running, by_student)).headers["x-tutelage-cache"] == "hit-exact"
+    assert len(running.student.requests) == 1
 
 
 async def test_tuning_proposes_from_what_was_recorded_and_applies_a_version_with_its_evidence(running: Running, encoder: Path) -> None:

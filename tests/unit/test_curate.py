@@ -239,6 +239,13 @@ def test_answers_of_students_are_few_and_never_of_the_second_generation(tmp_path
     assert all(r["metadata"]["depth"] <= 1 for r in splits["train"])
 
 
+def test_nobody_is_judged_by_what_a_student_said(tmp_path: Path) -> None:
+    lines = [row(f"Question {i}", "yes", provenance="student" if i % 2 else "teacher") for i in range(400)]
+    report, splits = run(tmp_path, lines)
+    assert {r["metadata"]["provenance"] for name in ("test", "calibration") for r in splits[name]} == {"teacher"}
+    assert report["left_out"]["answered_by_student"] > 0
+
+
 def test_what_the_teacher_was_unsure_of_can_be_left_out(tmp_path: Path) -> None:
     lines = [row(f"Question {i}", "yes", provenance="teacher", confidence=i / 200) for i in range(200)]
     _, splits = run(tmp_path, lines, SMALL.model_copy(update={"min_teacher_confidence": 0.85}))
