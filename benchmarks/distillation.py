@@ -126,6 +126,7 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
                     "seed": seed,
                     "strategy": strategy,
                     "patience": 0,
+                    "probe_tokens": 0,  # what was cut knows nothing for a while
                     "learning_rate": 1e-3,
                     "max_epochs": options.epochs,
                     "rank": 32,

@@ -30,16 +30,16 @@ from tutelage.demo.schedule import Day, default_day, read_day, repeated
 from tutelage.fleet.local import Local
 from tutelage.settings import Home
 
-PER_QUARTER = 800
-AT_ONCE = 2  # a day of some thousand requests has seldom more under way
+PER_QUARTER = 1000
+AT_ONCE = 4
 ALONE_AT_ONCE = 16  # a recording computes nothing, so these do not wait for each other
 TEACHER_SECONDS = 0.5
 TEACHER_ERRORS = 0.05  # of the generated day; a log's teacher is as right as the log
 ALONE = {"x-tutelage-strategy": "always-teacher", "x-tutelage-cache": "bypass"}
 SETTLE_SECONDS = 3.0  # until what is checked after the reply is on record
 # A cycle must end before the next quarter begins, and a day's training has a budget (core-seconds): most needed gaps first.
-EVOLVE = {"max_students": 2, "training_seconds": 200, "training_seconds_per_day": 1500}
-FINETUNE = {"budget_tokens": 12_000, "least_examples": 500}
+EVOLVE = {"max_students": 2, "training_seconds": 200, "training_seconds_per_day": 2400}
+FINETUNE = {"budget_tokens": 18_000, "least_examples": 760}
 
 
 @dataclass

@@ -126,7 +126,12 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         for closing in (cache.close, admission.close, recorder.stop):
             opened.push_async_callback(closing)
         state.turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        state.watcher = Watcher(pool, seconds=settings.snapshot_seconds, routing=lambda: state.configuration.current.routing)
+        state.watcher = Watcher(
+            pool,
+            seconds=settings.snapshot_seconds,
+            routing=lambda: state.configuration.current.routing,
+            teachers=lambda: [entry.name for entry in state.configuration.current.models.models if entry.tier == "teacher"],
+        )
         state.callers = Callers(state.watcher, pepper=pepper)
         state.idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
         changed = _routing(setup, state, clients, encoder, recorder)

@@ -96,13 +96,13 @@ def full(tenant: Tenant, stored: Mapping[str, int]) -> bool:
     return most is not None and stored.get(tenant.id, 0) >= most
 
 
-async def read(pool: Pool, *, routing: RoutingSettings) -> Snapshot:
+async def read(pool: Pool, *, routing: RoutingSettings, teachers: Sequence[str]) -> Snapshot:
     """A whole new snapshot. The epoch is read first, so a change made meanwhile is seen at the next look."""
     epoch, last = await _moved(pool)
     domains = await registry.read_domains(pool)
     champions, challengers = await registry.champions(pool), await registry.challengers(pool)
     spawned = await registry.spawned(pool)
-    newest = await outcomes.newest(pool, limit=routing.outcome_window)
+    newest = await outcomes.newest(pool, limit=routing.outcome_window, teachers=teachers)
     held = {tenant_id: in_force(row["version"], row["settings"], routing) for tenant_id, row in (await policies.active(pool)).items()}
     return Snapshot(
         epoch=int(epoch),
@@ -171,10 +171,13 @@ def _student(c: registry.Champion, newest: Mapping[str, Sequence[tuple[float, fl
 class Watcher:
     """Keeps `current` fresh: looks every `seconds` and reads everything again when the epoch moved, or outcomes have come for a while."""
 
-    def __init__(self, pool: Pool, *, seconds: float, routing: Callable[[], RoutingSettings]) -> None:
+    def __init__(
+        self, pool: Pool, *, seconds: float, routing: Callable[[], RoutingSettings], teachers: Callable[[], Sequence[str]]
+    ) -> None:
         self._pool = pool
         self._seconds = seconds
         self._routing = routing
+        self._teachers = teachers
         self._task: asyncio.Task[None] | None = None
         self._current: Snapshot | None = None
         self._stale = False
@@ -203,7 +206,7 @@ class Watcher:
     async def refresh(self) -> None:
         """Read everything now. Raises what the database raises."""
         self._read_at = time.monotonic()
-        self._current = await read(self._pool, routing=self._routing())
+        self._current = await read(self._pool, routing=self._routing(), teachers=self._teachers())
 
     async def start(self) -> None:
         with contextlib.suppress(OSError, asyncpg.PostgresError):

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tutelage.routing.confidence import Calibrator
+from tutelage.scoring import Rate
 
 HALF_LIFE = 30  # outcomes after which an outcome counts half
 PRIOR = 5.0  # outcomes as promised that stand against a run of bad luck
 LEAST_PROMISED = 0.7  # what was promised less has no say: it is never given, and what was given is what must hold
 LEAST_OUTCOMES = 10  # fewer are chance: one wrong answer is no drift
 LEAST_DOUBT = 0.5  # standard errors below the promise from which it counts as broken
+LEAST_MEASURE = 0.9  # no teacher counts as right more seldom
 SUSPICION = 5.0  # times as many answers of a doubted student are looked at: either it is cleared soon or it is out
 
 
@@ -58,6 +60,16 @@ def watch(calibrator: Calibrator, outcomes: Sequence[tuple[float, float]], *, ha
     if expected - seen <= LEAST_DOUBT * variance**0.5:
         return Kept(trained, n, expected, seen, f"{told}: as promised")
     return Kept(replace(trained, reliability=reliability), n, expected, seen, f"{told}: confidence counts {reliability:.3f} of what it was")
+
+
+def as_right(agreed: float, teacher: Rate) -> float:
+    """What saying the same as a teacher counts as being right, where the teacher is right so often by users' verdicts: who is always right
+    agrees with one that errs in every twentieth answer in 0.95, and keeps its promise.
+
+    The chance of agreeing is the chance of being right times the teacher's (Rogan and Gladen 1978, without errors shared). The teacher's is
+    taken at its upper 95 % bound, so without verdicts as 1, and never below LEAST_MEASURE: where only bad answers are judged, all look bad.
+    """
+    return agreed / max(teacher.hi, LEAST_MEASURE)
 
 
 def looked_at(share: float, calibrator: Calibrator) -> float:

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from tutelage.records import Feedback, Outcome
+from tutelage.routing.drift import as_right
+from tutelage.scoring import wilson
 from tutelage.stores.database import Pool
 
 COLUMNS = ("tenant_id", "request_id", "model", "digest", "domain", "score", "confidence", "value", "served", "source", "observed")
+
+COMPARISONS = ("teacher", "judge")
 
 
 async def add(pool: Pool, outcomes: Sequence[Outcome]) -> None:
@@ -38,25 +42,35 @@ async def add_feedback(connection: Any, feedback: Feedback) -> None:
     )
 
 
-async def newest(pool: Pool, *, limit: int) -> dict[str, list[tuple[float, float]]]:
-    """The newest `limit` outcomes of every version in charge, oldest first, as (score, value) by its digest."""
+async def newest(pool: Pool, *, limit: int, teachers: Sequence[str]) -> dict[str, list[tuple[float, float]]]:
+    """The newest `limit` outcomes of every version in charge, oldest first, as (score, value) by its digest. What was held against one of
+    the `teachers`, who err too, counts as `drift.as_right` says."""
     rows = await pool.fetch(
         """
-        select v.digest, o.score, o.value
+        select v.digest, o.score, o.value, o.source, t.right_ones, t.judged
         from (select distinct on (tenant_id, domain) * from promotions order by tenant_id, domain, sequence desc) p
         join versions v on v.student = p.champion_student and v.version = p.champion_version
         cross join lateral (
-            select id, score, value from outcomes
+            select id, score, value, source from outcomes
             where tenant_id = p.tenant_id and model = v.student and digest = v.digest and score is not null
             order by id desc limit $1
         ) o
+        cross join lateral (
+            select count(*) filter (where value >= 0.5) as right_ones, count(*) as judged from (
+                select value from outcomes
+                where tenant_id = p.tenant_id and model = any($2) and digest is null and source = 'feedback' order by id desc limit $1
+            ) said
+        ) t
         order by v.digest, o.id
         """,
         limit,
+        list(teachers),
     )
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        found.setdefault(row["digest"], []).append((row["score"], row["value"]))
+        compared = row["source"] in COMPARISONS
+        value = as_right(row["value"], wilson(row["right_ones"], row["judged"])) if compared else row["value"]
+        found.setdefault(row["digest"], []).append((row["score"], value))
     return found
 
 
