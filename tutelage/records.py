@@ -102,8 +102,8 @@ class Interaction(NamedTuple):
 @dataclass(frozen=True)
 class Outcome:
     """What an answer turned out to be worth. `value` 0..1; `served`: it was the one given; `observed`: the probability with which
-    anybody looked, whether or not it was given (1 for feedback, of which nobody knows it). `score` is the raw log-odds of a student's
-    answer, `confidence` what was made of it."""
+    anybody looked, whether or not it was given (1 for feedback, of which nobody knows it). `score` is what was read of a
+    student's answer (log-odds), `confidence` what was made of it."""
 
     tenant_id: str
     request_id: str

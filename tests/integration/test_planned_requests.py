@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tutelage.routing.confidence import Calibrator
 from tutelage.routing.estimates import Estimate
 from tutelage.routing.policy import Policy
 from tutelage.routing.promises import Assurance
+from tutelage.scoring import wilson
 from tutelage.settings import Home, RoutingSettings
 from tutelage.stores import bodies, evidence, outcomes, policies, registry, tenants
 
@@ -401,6 +403,19 @@ async def test_a_student_that_breaks_its_promise_is_no_longer_given_traffic_unti
     await found(1.0, 400)
     await until(lambda: reliability() > 0.95)
     assert (await ask(running, {**ASK, "seed": 2})).headers["x-tutelage-tier"] == "ta"
+
+
+async def test_what_was_held_against_a_teacher_counts_by_how_often_users_find_that_one_right(running: Running, encoder: Path) -> None:
+    await promote(running, encoder)
+    request_id = (await ask(running)).headers["x-request-id"]
+    facts = (running.tenant_id, request_id)
+    agreed = Outcome(*facts, "acme-sums", "digest-1", "sums", 4.6, 0.99, 1.0, True, "teacher", 1.0)
+    said = [Outcome(*facts, "big", None, "sums", None, None, float(n > 4), True, "feedback", 1.0) for n in range(100)]
+    await outcomes.add(running.pool, [agreed, replace(agreed, source="feedback"), *said])
+
+    found = await outcomes.newest(running.pool, limit=400, teachers=["big"])
+    assert found["digest-1"] == [(4.6, pytest.approx(1 / wilson(95, 100).hi)), (4.6, 1.0)]
+    assert (await outcomes.newest(running.pool, limit=400, teachers=["another"]))["digest-1"] == [(4.6, 1.0), (4.6, 1.0)]
 
 
 async def test_a_policy_is_seen_by_a_running_gateway_and_going_back_is_too(running: Running, encoder: Path) -> None:

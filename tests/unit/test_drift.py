@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.drift import simulate
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.drift import watch
+from tutelage.routing.drift import as_right, watch
 from tutelage.routing.signs import MAX_SCORE, MIN_SCORE
+from tutelage.scoring import Rate, wilson
 from tutelage.settings import RoutingSettings
 
 SURE = Calibrator("platt", n=200, a=1.0, b=0.0)
@@ -42,6 +44,24 @@ def test_confidence_is_never_raised_above_what_was_trained(seen: list[tuple[floa
     found = watch(SURE, seen).calibrator
     assert 0 < found.reliability <= 1
     assert Calibrator.from_dict(found.to_dict()) == found
+
+
+def test_agreeing_with_a_teacher_that_errs_counts_as_more_than_agreeing_with_one_that_does_not() -> None:
+    assert as_right(1.0, wilson(0, 0)) == 1.0, "nobody has judged the teacher: it is what quality is measured against"
+    assert as_right(1.0, wilson(950, 1000)) == pytest.approx(1 / wilson(950, 1000).hi)
+    assert as_right(1.0, wilson(10, 100)) == pytest.approx(1 / 0.9), "where only bad answers are judged, all look bad"
+    assert as_right(0.0, wilson(950, 1000)) == 0.0
+
+
+def test_a_student_that_is_always_right_is_seldom_doubted_for_its_teachers_mistakes() -> None:
+    sure = Calibrator("platt", n=200, a=1.0, b=2.0)
+
+    def doubted(seed: int, teacher: Rate) -> bool:
+        agreed = np.random.default_rng(seed).random(400) < 0.95
+        return watch(sure, [(3.0, as_right(float(same), teacher)) for same in agreed]).calibrator.reliability < 1
+
+    assert sum(doubted(seed, wilson(0, 0)) for seed in range(60)) > 45
+    assert sum(doubted(seed, wilson(950, 1000)) for seed in range(60)) < 30
 
 
 def test_an_unknown_calibrator_stays_unknown() -> None:
