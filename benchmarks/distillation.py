@@ -47,6 +47,7 @@ def main() -> None:
     two.add_argument("--keep", type=int, default=10, help="layers of the student")
     two.add_argument("--rows", type=int, default=1200)
     two.add_argument("--epochs", type=int, default=2)
+    two.add_argument("--temperature", type=float, default=1.0, help="of the parent's probabilities; see DECISIONS.md for what 2 does")
     two.add_argument("--judge", type=int, default=500, help="held-out items")
     two.add_argument("--seeds", type=int, default=3)
     three = commands.add_parser("rationale", help="reasons before the answer against the answer alone, at equal training tokens")
@@ -127,6 +128,7 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
                     "strategy": strategy,
                     "patience": 0,
                     "probe_tokens": 0,  # what was cut knows nothing for a while
+                    "distill_temperature": options.temperature,
                     "learning_rate": 1e-3,
                     "max_epochs": options.epochs,
                     "rank": 32,
