@@ -303,7 +303,8 @@ def _taught(
         raise TrainingFailed(f"the teacher in {folder} has another tokenizer, so its probabilities are of other tokens; distil its text")
     if adapter:
         model = students.with_saved_adapter(model, adapter)
-    return targets.of_teacher(model, samples, top=config.teacher_top, pass_tokens=config.pass_tokens)
+    top, temperature = config.teacher_top, config.distill_temperature
+    return targets.of_teacher(model, samples, top=top, pass_tokens=config.pass_tokens, temperature=temperature)
 
 
 def _probe(seen: Measure, untrained: Measure, majority_rate: float, steps: int, config: FinetuneSettings) -> Learnability:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -79,8 +80,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(ordered, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
 
-def of_teacher(teacher: Student, samples: Sequence[Sample], *, top: int, pass_tokens: int) -> list[Sample]:
-    """The samples with what a local teacher thinks of each completion token. It must share the tokenizer; it is left in eval mode."""
+def of_teacher(teacher: Student, samples: Sequence[Sample], *, top: int, pass_tokens: int, temperature: float = 1.0) -> list[Sample]:
+    """The samples with what a local teacher thinks of each completion token. It must share the tokenizer; it is left in eval mode.
+
+    The tail is what weighs at `temperature` as much as the teacher's own when it is taken as equal tokens, as `losses.divergence` takes it:
+    at 2 the words that nobody would say have 0.25 of a finetuned parent's softened probability, and equal ones of the same mass 0.55.
+    """
     import torch
 
     teacher.model.eval()
@@ -90,7 +95,9 @@ def of_teacher(teacher: Student, samples: Sequence[Sample], *, top: int, pass_to
             logits = teacher.logits(packing.pack(part, teacher.model.device))
             logprobs = torch.log_softmax(logits, dim=-1)
             kept, ids = logprobs.topk(min(top, logprobs.shape[-1]), dim=-1)
-            rest = logprobs.scatter(-1, ids, -torch.inf).logsumexp(-1)
+            others = logprobs.shape[-1] - ids.shape[-1]
+            rest = temperature * (logprobs / temperature).scatter(-1, ids, -torch.inf).logsumexp(-1)
+            rest -= (temperature - 1) * math.log(max(others, 1))
             start = 0
             for sample in part:
                 end = start + len(sample.completion)

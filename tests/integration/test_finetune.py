@@ -19,7 +19,7 @@ import torch
 from fakes import build_tiny_base
 
 from inference import adapters, base, prompts
-from training import attention, memory, objective, packing, recipe, students, targets
+from training import attention, losses, memory, objective, packing, recipe, students, targets
 from training.checkpoints import Checkpoint, Progress
 from training.encoding import check_masks, encode
 from training.examples import Example
@@ -327,6 +327,15 @@ def test_soft_targets_of_a_local_teacher_are_its_probabilities(tiny: Path, data:
     assert soft.ids.tolist() == logprobs.topk(3).indices.tolist()
     assert soft.logprobs == pytest.approx(logprobs.topk(3).values.numpy(), abs=1e-4)
     assert np.exp(soft.logprobs).sum(-1) + np.exp(soft.tail) == pytest.approx(np.ones(len(soft.tail)), abs=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_a_local_teacher_is_no_distance_from_itself_at_the_temperature_of_the_loss(tiny: Path, data: Path, temperature: float) -> None:
+    teacher, samples = student(tiny), samples_of(tiny, data, 3)
+    pack = packing.pack(targets.of_teacher(teacher, samples, top=3, pass_tokens=512, temperature=temperature), teacher.model.device)
+    logits = teacher.logits(pack)[pack.soft_at]
+    apart = losses.divergence(logits, pack.soft_ids, pack.soft_logprobs, pack.soft_tail, temperature=temperature)
+    assert apart.abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("split", [512, 40])
