@@ -54,7 +54,7 @@ class Review:
 
     async def served(self) -> list[tuple[int, str]]:
         """Version and tier of whoever answers, as a gateway sees it."""
-        view = (await snapshot.read(self.office.pool, routing=RoutingSettings())).view(TENANT.id)
+        view = (await snapshot.read(self.office.pool, routing=RoutingSettings(), teachers=[])).view(TENANT.id)
         return [(student.version, student.tier) for student in view.students]
 
     async def line(self) -> dict[str, Any]:

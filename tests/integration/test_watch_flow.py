@@ -143,7 +143,7 @@ async def test_a_challenger_goes_from_shadow_to_champion_step_by_step_and_gatewa
     shares = []
     for _ in range(5):
         await traffic.look()
-        view = (await snapshot.read(pool, routing=RoutingSettings())).view(TENANT.id)
+        view = (await snapshot.read(pool, routing=RoutingSettings(), teachers=[])).view(TENANT.id)
         shares.append(view.challengers["sums"].percent if view.challengers else None)
         await traffic.send((1, False), times=20)
         await traffic.send((2, True), times=20)
@@ -188,7 +188,7 @@ async def test_a_champion_that_gets_worse_is_rolled_back_to_the_one_before_it_wi
     await traffic.send((2, False), times=12)
     started = time.perf_counter()
     (told,) = await traffic.look()
-    view = (await snapshot.read(pool, routing=RoutingSettings())).view(TENANT.id)
+    view = (await snapshot.read(pool, routing=RoutingSettings(), teachers=[])).view(TENANT.id)
 
     assert time.perf_counter() - started < 2
     assert "rolled back to acme-sums" in told
@@ -254,7 +254,7 @@ async def test_a_challenger_answers_its_share_of_the_requests_and_in_shadow_none
     prompts = [f"{number} + 1" for number in range(400)]
 
     async def by_challenger() -> int:
-        view = (await snapshot.read(pool, routing=RoutingSettings())).view(TENANT.id)
+        view = (await snapshot.read(pool, routing=RoutingSettings(), teachers=[])).view(TENANT.id)
         served = [view.serving(view.students[0], prompt) for prompt in prompts]
         assert {(student.version, adapter) for student, adapter in served} <= {(1, "acme-sums.v1"), (2, "acme-sums.v2")}
         assert ("student:acme-sums:d2" in view.lineages) == bool(view.challengers["sums"].percent)
