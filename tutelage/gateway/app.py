@@ -126,12 +126,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         for closing in (cache.close, admission.close, recorder.stop):
             opened.push_async_callback(closing)
         state.turns = Turns(most_running=settings.most_running, most_waiting=settings.most_waiting, wait_seconds=settings.wait_seconds)
-        state.watcher = Watcher(
-            pool,
-            seconds=settings.snapshot_seconds,
-            routing=lambda: state.configuration.current.routing,
-            teachers=lambda: [entry.name for entry in state.configuration.current.models.models if entry.tier == "teacher"],
-        )
+        state.watcher = _watcher(pool, state, settings.snapshot_seconds)
         state.callers = Callers(state.watcher, pepper=pepper)
         state.idempotency = Idempotency(pool, lease_seconds=settings.idempotency_lease_seconds)
         changed = _routing(setup, state, clients, encoder, recorder)
@@ -172,6 +167,16 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
             gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
             gc.set_threshold(*COLLECT)
         yield
+
+
+def _watcher(pool: Pool, state: Any, seconds: float) -> Watcher:
+    """Students are held against what the teachers say, who err too. Where a judge says who was right, nothing is made of that."""
+
+    def measures() -> list[str]:
+        current = state.configuration.current
+        return [] if current.routing.judge else [entry.name for entry in current.models.models if entry.tier == "teacher"]
+
+    return Watcher(pool, seconds=seconds, routing=lambda: state.configuration.current.routing, teachers=measures)
 
 
 def _routing(setup: Setup, state: Any, clients: Clients, encoder: Encoder, recorder: Recorder) -> Callable[[Configuration], None]:

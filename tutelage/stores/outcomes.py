@@ -15,8 +15,6 @@ from tutelage.stores.database import Pool
 
 COLUMNS = ("tenant_id", "request_id", "model", "digest", "domain", "score", "confidence", "value", "served", "source", "observed")
 
-COMPARISONS = ("teacher", "judge")
-
 
 async def add(pool: Pool, outcomes: Sequence[Outcome]) -> None:
     """Raises asyncpg.ForeignKeyViolationError for a request that is not recorded."""
@@ -51,16 +49,16 @@ async def newest(pool: Pool, *, limit: int, teachers: Sequence[str]) -> dict[str
         from (select distinct on (tenant_id, domain) * from promotions order by tenant_id, domain, sequence desc) p
         join versions v on v.student = p.champion_student and v.version = p.champion_version
         cross join lateral (
-            select id, score, value, source from outcomes
-            where tenant_id = p.tenant_id and model = v.student and digest = v.digest and score is not null
-            order by id desc limit $1
-        ) o
-        cross join lateral (
             select count(*) filter (where value >= 0.5) as right_ones, count(*) as judged from (
                 select value from outcomes
                 where tenant_id = p.tenant_id and model = any($2) and digest is null and source = 'feedback' order by id desc limit $1
             ) said
         ) t
+        cross join lateral (
+            select id, score, value, source from outcomes
+            where tenant_id = p.tenant_id and model = v.student and digest = v.digest and score is not null
+            order by id desc limit $1
+        ) o
         order by v.digest, o.id
         """,
         limit,
@@ -68,7 +66,7 @@ async def newest(pool: Pool, *, limit: int, teachers: Sequence[str]) -> dict[str
     )
     found: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        compared = row["source"] in COMPARISONS
+        compared = row["source"] == "teacher"
         value = as_right(row["value"], wilson(row["right_ones"], row["judged"])) if compared else row["value"]
         found.setdefault(row["digest"], []).append((row["score"], value))
     return found
