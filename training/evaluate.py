@@ -199,9 +199,7 @@ def answer(
 
 def _signs(completion: Completion) -> Signs:
     ended = [completion.stop_token] if completion.stop_token else []
-    tokens = [*completion.tokens, *ended]
-    leads = [signs.lead(token.logprob, [logprob for _, logprob in token.top]) for token in tokens]
-    return Signs(signs.score(completion.logprobs), signs.least(leads), len(tokens))
+    return signs.of([(token.logprob, [logprob for _, logprob in token.top]) for token in (*completion.tokens, *ended)])
 
 
 def _verifier(config: EvaluateSettings) -> Verifier:

@@ -62,9 +62,15 @@ def score(token_logprobs: Sequence[float]) -> float:
 
 def read(content: Sequence[Mapping[str, Any]]) -> Signs:
     """The signs of an answer from OpenAI's `logprobs.content`, whose `top_logprobs` may be missing."""
-    logprobs = [float(token["logprob"]) for token in content]
-    leads = [lead(float(token["logprob"]), [float(top["logprob"]) for top in token.get("top_logprobs") or ()]) for token in content]
-    return Signs(score(logprobs), least(leads), len(logprobs))
+    return of([(float(token["logprob"]), [float(top["logprob"]) for top in token.get("top_logprobs") or ()]) for token in content])
+
+
+def of(tokens: Sequence[tuple[float, Sequence[float]]]) -> Signs:
+    """The signs of an answer from each token's log-probability and those of the likeliest at its place, the stop token included."""
+    leads = [lead(logprob, likeliest) for logprob, likeliest in tokens]
+    known = [found for found in leads if found is not None]
+    margin = min(known) if known and len(known) == len(leads) else None
+    return Signs(score([logprob for logprob, _ in tokens]), margin, len(tokens))
 
 
 def lead(logprob: float, likeliest: Sequence[float]) -> float | None:
@@ -74,12 +80,6 @@ def lead(logprob: float, likeliest: Sequence[float]) -> float | None:
         return None
     first, second = sorted(likeliest, reverse=True)[:2]
     return logprob - (second if logprob >= first else first)
-
-
-def least(leads: Sequence[float | None]) -> float | None:
-    """The least lead; None unless every token has one."""
-    known = [found for found in leads if found is not None]
-    return min(known) if known and len(known) == len(leads) else None
 
 
 def fit(signs: Sequence[Signs], correct: Sequence[float]) -> Reading:
