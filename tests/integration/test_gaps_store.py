@@ -73,8 +73,6 @@ async def test_requests_failures_escalations_and_money_are_counted_by_domain(poo
 
 
 async def test_what_a_student_answers_that_became_a_teacher_is_no_gap(pool: Pool) -> None:
-    await registry.open_cycle(pool, "c1", TENANT.id)
-    await registry.spawn(pool, tenant_id=TENANT.id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}")
     sure = Attempt("acme-sums", "teacher", "d1", "4", 0.3, 0.9, True, "0.90 reaches 0.85", 3)
     unsure = Attempt("acme-sums", "teacher", "d1", "5", 0.3, 0.7, False, "below 0.85", 3)
     await record(pool, [interaction(1, model="acme-sums", attempts=(sure,)), interaction(2, attempts=(unsure,)), interaction(3)])

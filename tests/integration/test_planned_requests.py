@@ -658,6 +658,8 @@ async def test_a_tier_or_a_student_by_name_is_whoever_serves_it_now_and_an_adapt
     response = await ask(running, {**ASK, "model": named})
     assert response.headers["x-tutelage-tier"] == "ta"
     assert running.student.requests[-1]["model"] == f"acme-sums.v{version}"
+    (tried,) = await running.pool.fetch("select model, digest, accepted from attempts")
+    assert tuple(tried) == (f"acme-sums.v{version}", f"digest-{version}", True), "whose answer it was is on record"
 
 
 async def test_a_tier_without_a_student_of_the_domain_is_its_first_configured_model(running: Running) -> None:

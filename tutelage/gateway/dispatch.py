@@ -40,7 +40,7 @@ TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 @dataclass(frozen=True)
 class Alone:
     """The one model that answers without being judged. `most_microusd`: what its answer may cost; None: whatever it costs. `recalled`:
-    earlier answers that it, and no fallback of it, is given in context."""
+    earlier answers that it, and no fallback of it, is given in context. `digest`: of the student's version; None: it is no student."""
 
     tier: Tier
     backend: Backend
@@ -50,6 +50,7 @@ class Alone:
     chosen: Chosen = NOBODY_CHOSE
     most_microusd: int | None = None
     recalled: tuple[Recalled, ...] = ()
+    digest: str | None = None
 
 
 class Tried(NamedTuple):
@@ -128,7 +129,7 @@ class Dispatch:
             if model == student.name:
                 return self._served(student, view, request, "the client named the student")
             if model == view.adapters[student.name]:
-                return Alone(student.tier, self._models.adapter(model), "direct", "the client named the version", lineage_of(student))
+                return self._student(student, student, model, "the client named the version")
         known = ["auto", *TIERS, *(entry.name for entry, _ in self._models.configured), *(s.name for s in view.students)]
         raise ModelNotFound(f"model {model!r} does not exist here; available: {', '.join(known)}", param="model")
 
@@ -137,7 +138,10 @@ class Dispatch:
 
     def _served(self, student: StudentSnapshot, view: TenantView, request: openai.Chat, reason: str) -> Alone:
         serving, adapter = view.serving(student, request.prompt)
-        return Alone(student.tier, self._models.adapter(adapter), "direct", reason, lineage_of(serving))
+        return self._student(student, serving, adapter, reason)
+
+    def _student(self, student: StudentSnapshot, serving: StudentSnapshot, adapter: str, reason: str) -> Alone:
+        return Alone(student.tier, self._models.adapter(adapter), "direct", reason, lineage_of(serving), digest=serving.digest)
 
     def _of_tier(self, tier: Tier, view: TenantView, placed: Placed, request: openai.Chat) -> Alone:
         """The domain's student of this tier, else the first configured model of it."""
@@ -358,11 +362,14 @@ def _recalled(step: Step, placed: Placed) -> tuple[Recalled, ...]:
 
 
 def spoken(alone: Alone, answer: Answer, name: str, tier: Tier, lineage: str) -> Outcome:
-    """The answer of the one model that was asked, or of `name` in its place: what was drawn says nothing of another's answer."""
+    """The answer of the one model that was asked, or of `name` in its place: what was drawn says nothing of another's answer. A student's
+    is an attempt that was accepted, as in a cascade: by that it is known whose it was."""
     itself = name == alone.backend.name
     reason = alone.reason if itself else f"{alone.reason}, it failed and its fallback answered"
     chosen = alone.chosen if itself else alone.chosen._replace(propensity=None)
-    return Outcome(answer, name, tier, alone.route, reason, lineage=lineage, chosen=chosen)
+    cost = round(answer.cost_usd * 1e6)
+    tried = (Attempt(name, tier, alone.digest, answer.text, None, None, True, reason, cost),) if itself and alone.digest else ()
+    return Outcome(answer, name, tier, alone.route, reason, attempts=tried, lineage=lineage, chosen=chosen)
 
 
 def _after(planned: Planned, attempts: Sequence[Attempt], *, given: bool) -> Chosen:

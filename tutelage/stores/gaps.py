@@ -25,7 +25,8 @@ COUNTED = """
     from (
         select w.*, (s.since is null or w.created_at > s.since) as fresh,
             exists (select 1 from attempts a where a.request_id = w.request_id) as tried,
-            w.tier = 'teacher' and not exists (select 1 from students t where t.tenant_id = $1 and t.name = w.model) as by_teacher,
+            w.tier = 'teacher' and not exists (
+                select from attempts a where a.request_id = w.request_id and a.accepted and a.model = w.model) as by_teacher,
             (select f.score from feedback f where f.request_id = w.request_id order by f.id desc limit 1) as score
         from (
             select i.request_id, i.domain, i.tier, i.model, i.cache, i.cost_microusd, i.created_at
