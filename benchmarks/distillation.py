@@ -22,7 +22,7 @@ from training.evaluate import EvaluateSettings, answer, evaluate
 from training.examples import Example
 from training.prune import prune
 from training.recipe import FinetuneSettings
-from tutelage.scoring import majority, matches, wilson
+from tutelage.scoring import final, majority, matches, wilson
 from tutelage.settings import Home
 from tutelage.stores.datasets import read_curve
 from tutelage.verifiers import VerifierSettings, verifier
@@ -202,7 +202,7 @@ def train(
 
 
 def generation(options: argparse.Namespace, base_dir: Path, adapter: Path, judged: Sequence[Example]) -> dict[str, Any]:
-    """Accuracy of generated answers, and what they cost: what follows the last `=` is the answer of a student that reasons."""
+    """Accuracy of generated answers, and what they cost: a student that reasons answers at its end."""
     from inference import adapters
     from inference.generation import Engine
 
@@ -212,7 +212,7 @@ def generation(options: argparse.Namespace, base_dir: Path, adapter: Path, judge
     verify = verifier(VerifierSettings())  # of the whole text; what counts is the final answer, below
     answered = answer(engine, judged, student="student", max_tokens=96, batch=16, verify=verify)
     spent = time.process_time() - cpu
-    right = sum(matches(reasoning.final(each.completion.text), each.example.label) for each in answered)
+    right = sum(matches(final(each.completion.text), each.example.label) for each in answered)
     tokens = sum(each.completion.completion_tokens for each in answered)
     share = wilson(right, len(judged))
     return {

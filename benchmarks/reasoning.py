@@ -29,8 +29,3 @@ def with_reasons(row: Example) -> Example:
         lines.append(f"{total} {'+' if value >= 0 else '-'} {abs(value)} = {total + value}")
         total += value
     return replace(row, answer="\n".join(lines))
-
-
-def final(text: str) -> str:
-    """What a student answers in the end: after its last `=`, or all of it."""
-    return text.rpartition("=")[2].strip()

@@ -149,7 +149,8 @@ class FakeModelServer:
     `status` other than 200: every request fails with it. `break_after`: a stream is cut after that many chunks, `tail` being the
     last it says. `delay`: seconds
     before a reply and before each chunk. `left`: clients that hung up in mid-stream. With `logprob`, replies carry one token of
-    that log-probability; `fingerprint` is their `system_fingerprint`. Enter it to start.
+    that log-probability; `fingerprint` is their `system_fingerprint`. `in_turn`: what it answers first, one after the other. With
+    `core_seconds`, usage says that a reply took them, as a tier's does. Enter it to start.
     """
 
     def __init__(self, answer: str = "4", *, logprob: float | None = None, fingerprint: str | None = None) -> None:
@@ -160,6 +161,8 @@ class FakeModelServer:
         self.usage = True
         self.delay = 0.0
         self.left = 0
+        self.in_turn: list[str] = []
+        self.core_seconds: float | None = None
         self.requests: list[dict[str, Any]] = []
 
     def __enter__(self) -> FakeModelServer:
@@ -212,11 +215,12 @@ class FakeModelServer:
         body: dict[str, Any] = {"id": "x", "object": "chat.completion", "choices": [choice], "system_fingerprint": fingerprint}
         if self.usage:
             body["usage"] = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+            body["usage"] |= {} if self.core_seconds is None else {"core_seconds": self.core_seconds}
         return JSONResponse(body)
 
     def says(self, asked: dict[str, Any]) -> tuple[str, str | None] | None:
         """Answer and fingerprint; None where nobody of that name is here."""
-        return self.answer, self.fingerprint
+        return self.in_turn.pop(0) if self.in_turn else self.answer, self.fingerprint
 
     async def _stream(self) -> Any:
         chunks: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +45,8 @@ class EvaluateSettings(Strict):
     `in_context_items` of them with `in_context_examples` of the nearest training examples before the question.
     An answer may be `extra_tokens` longer than the longest one in training (or, for the bare base, among the labels).
     `core_hour_usd` prices the CPU time of an answer. `verifier`: when an answer is right; `judge`: which model says so
-    where the verifier does not, for tasks without one right answer.
+    where the verifier does not, for tasks without one right answer. `again`: draw more answers to each held-out item (`signs.AGAIN`), to
+    learn what it tells that a student says the same when asked again; of short answers their probability tells as much.
     """
 
     batch: int = Field(default=16, ge=1)
@@ -57,6 +58,7 @@ class EvaluateSettings(Strict):
     core_hour_usd: float = Field(default=0.04, ge=0)
     verifier: VerifierSettings = VerifierSettings()
     judge: JudgedBySettings | None = None
+    again: bool = False
     threads: int = Field(default=0, ge=0)
 
 
@@ -81,7 +83,10 @@ class Answered:
 
     def probability(self, calibrator: confidence.Calibrator) -> float:
         """Calibrated probability of being right; 0 for an answer that was cut off."""
-        return calibrator.probability(calibrator.reading.score(self.signs)) if self.whole else 0.0
+        if not self.whole:
+            return 0.0
+        known = calibrator.again if calibrator.again and self.signs.agreement is not None else calibrator
+        return known.probability(known.reading.score(self.signs))
 
 
 def main() -> None:
@@ -147,11 +152,13 @@ def evaluate(
         engine.load_adapter(STUDENT, adapter, adapters.digest(adapter))
     max_tokens = (manifest.get("max_answer_tokens") or _longest(tested, base_dir)) + config.extra_tokens
     ask = partial(answer, engine, max_tokens=max_tokens, batch=config.batch, verify=_verifier(config))
-    outcomes = ask(calibrating, student=STUDENT if adapter else None)
+    again = partial(asked_again, engine, max_tokens=max_tokens, batch=config.batch) if config.again and adapter and calibrating else list
+    outcomes = again(ask(calibrating, student=STUDENT if adapter else None))
     calibrator = _fit(outcomes) if calibrating else None
     started = time.perf_counter()
     answered = ask(tested, student=STUDENT if adapter else None)
     seconds = time.perf_counter() - started
+    answered = again(answered)
     if predictions:
         predictions.write_text("".join(json.dumps(_prediction(a, calibrator), ensure_ascii=False) + "\n" for a in answered))
     untrained = ask(tested[: config.untrained_items], student=None) if adapter else []
@@ -195,6 +202,28 @@ def answer(
             win = right or not verify(item.answer, item.label, item.facts).right
             done[i] = Answered(item, completion, _signs(completion), right, win)
     return [done[i] for i in range(len(items))]
+
+
+def asked_again(engine: Engine, answered: Sequence[Answered], *, max_tokens: int, batch: int) -> list[Answered]:
+    """The student's answers, each with the agreement of further ones drawn to the same item; what was cut off is not asked again."""
+    from inference.generation import Request
+
+    order = sorted((i for i in range(len(answered)) if answered[i].whole), key=lambda i: len(answered[i].example.text))
+    drawn: dict[int, list[str]] = {i: [] for i in order}
+    for seed in range(signs.AGAIN):
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            requests = [
+                Request(list(answered[i].example.prompt), STUDENT, max_tokens, signs.AGAIN_TEMPERATURE, seed=signs.AGAIN * i + seed)
+                for i in chosen
+            ]
+            for i, completion in zip(chosen, engine.generate(requests), strict=True):
+                drawn[i].append(completion.text)
+    told = [
+        one.signs._replace(agreement=signs.agreement(one.completion.text, drawn[i])) if i in drawn else one.signs
+        for i, one in enumerate(answered)
+    ]
+    return [replace(one, signs=found) for one, found in zip(answered, told, strict=True)]
 
 
 def _signs(completion: Completion) -> Signs:
@@ -357,6 +386,7 @@ def _prediction(answered: Answered, calibrator: confidence.Calibrator | None) ->
         "label": answered.example.label,
         "answer": answered.completion.text,
         "score": answered.signs.score,
+        "agreement": answered.signs.agreement,
         "probability": answered.probability(calibrator) if calibrator else None,
         "correct": answered.correct,
         "domain": answered.domain,

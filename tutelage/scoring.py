@@ -32,6 +32,12 @@ def matches(answer: str, label: str) -> bool:
     return canonical(answer) == canonical(label)
 
 
+def final(text: str) -> str:
+    """What a text answers in the end: its last line, of that what follows `Answer:` or the last `=`."""
+    last = text.strip().rpartition("\n")[2]
+    return last.rpartition("Answer:")[2].rpartition("=")[2].strip()
+
+
 def canonical(text: str) -> str:
     """The one spelling shared by answers that count as equal.
 

@@ -36,6 +36,10 @@ class Metrics:
             "tutelage_student_unreachable_total", "Requests that went to the teacher because a student could not be reached",
             ["student"], registry=self._registry,
         )  # fmt: skip
+        self.asked_again = Counter(
+            "tutelage_student_asked_again_total", "Students' answers that fell short and were drawn again, to see whether they agree",
+            registry=self._registry,
+        )  # fmt: skip
         self.cost = Counter("tutelage_cost_usd_total", "Cost of answers in US dollars", ["tier"], registry=self._registry)
         self.latency = Histogram(
             "tutelage_request_seconds",

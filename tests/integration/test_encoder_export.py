@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from inference import encoder_export
@@ -39,7 +40,12 @@ def loaded(encoder: Path) -> Encoder:
     return Encoder(encoder)
 
 
-def test_the_export_computes_what_transformers_computes(loaded: Encoder) -> None:
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    return Encoder(encoder_export.export(tmp_path_factory.mktemp("floats") / "encoder", weights="float32"))
+
+
+def test_the_float_export_computes_what_transformers_computes(floats: Encoder) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -53,7 +59,43 @@ def test_the_export_computes_what_transformers_computes(loaded: Encoder) -> None
     mask = batch["attention_mask"][..., None].float()
     expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
 
-    assert np.abs(loaded.encode(TEXTS[:4] + TEXTS[5:]) - expected).max() < 1e-5
+    assert np.abs(floats.encode(TEXTS[:4] + TEXTS[5:]) - expected).max() < 1e-5
+
+
+def test_rounded_weights_turn_no_embedding_far_and_are_a_fraction_of_the_size(loaded: Encoder, floats: Encoder, encoder: Path) -> None:
+    manifest = json.loads((encoder / "manifest.json").read_text())
+    if manifest["weights"] != "int8":
+        pytest.skip(f"this processor keeps float weights: {manifest['int8_refused']}")
+    texts = [*TEXTS[1:], *(question for task in TASKS for question in questions(task, 20))]
+    cosines = (loaded.encode(texts) * floats.encode(texts)).sum(axis=1)
+
+    assert cosines.min() > 0.99
+    assert cosines.mean() > 0.995
+    assert (encoder / "model.onnx").stat().st_size < 65e6  # 91 MB as floats; the table of words stays as it is
+
+
+def test_a_processor_that_rounds_wrongly_keeps_float_weights(tmp_path: Path, floats: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder_export.rounding, "rounded", lambda model, inputs: _broken(model))
+    folder = encoder_export.export(tmp_path / "encoder")
+    manifest = json.loads((folder / "manifest.json").read_text())
+
+    assert manifest["weights"] == "float32"
+    assert "cosine" in manifest["int8_refused"]
+    assert Encoder(folder).encode(["hi"]) == pytest.approx(floats.encode(["hi"]), abs=1e-5)
+    assert [path.name for path in folder.iterdir() if path.suffix == ".onnx"] == ["model.onnx"]
+    before = (folder / "model.onnx").stat().st_mtime_ns
+    encoder_export.export(folder)  # is not tried again at every start
+    assert (folder / "model.onnx").stat().st_mtime_ns == before
+
+
+def _broken(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the first matrix of its products turned round."""
+    broken = onnx.ModelProto()
+    broken.CopyFrom(model)
+    names = {node.input[1] for node in broken.graph.node if node.op_type == "MatMul"}
+    first = next(one for one in broken.graph.initializer if one.name in names)
+    first.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(first), first.name))
+    return broken
 
 
 def test_rows_come_back_in_order_with_length_1_whatever_they_are_batched_with(encoder: Path) -> None:

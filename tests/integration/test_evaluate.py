@@ -59,12 +59,24 @@ def test_the_calibrator_is_fitted_on_the_other_items_and_judged_on_these(tiny: P
     assert 0 <= report["confident"]["share"] <= 1
 
 
+def test_a_student_is_asked_again_where_that_is_wanted_and_two_runs_draw_the_same(
+    tiny: Path, yes_sayer: Path, items: Path, tmp_path: Path
+) -> None:
+    drawn = []
+    for name in ("one", "two"):
+        out = tmp_path / name
+        evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS.model_copy(update={"again": True}), calibration=items, predictions=out)
+        drawn.append([json.loads(line)["agreement"] for line in out.read_text().splitlines()])
+    assert drawn[0] == drawn[1]
+    assert all(3 * share == pytest.approx(round(3 * share)) and 0 <= share <= 1 for share in drawn[0])
+
+
 def test_predictions_stand_in_the_order_of_the_items(tiny: Path, yes_sayer: Path, items: Path, tmp_path: Path) -> None:
     out = tmp_path / "predictions.jsonl"
     evaluate(yes_sayer, items, base_dir=tiny, config=SETTINGS, calibration=items, predictions=out)
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["prompt"] for row in rows] == [json.loads(line)["prompt"] for line in items.read_text().splitlines()]
-    assert set(rows[0]) == {"prompt", "label", "answer", "score", "probability", "correct", "domain"}
+    assert set(rows[0]) == {"prompt", "label", "answer", "score", "agreement", "probability", "correct", "domain"}
     assert rows[0]["correct"] is False
     assert rows[1]["correct"] is True
 

@@ -127,7 +127,14 @@ async def until(holds: Callable[[], bool], *, seconds: float = 5) -> None:
 
 
 async def promote(
-    running: Running, encoder: Path, *, tier: str = "ta", n: int = 200, assurance: Assurance = NOTHING, reading: Reading | None = None
+    running: Running,
+    encoder: Path,
+    *,
+    tier: str = "ta",
+    n: int = 200,
+    assurance: Assurance = NOTHING,
+    reading: Reading | None = None,
+    again: Calibrator | None = None,
 ) -> None:
     """A student answers sums from now on; its calibrator is sure of log-odds above about 1.7."""
     texts = SUMS + COLOURS
@@ -137,7 +144,7 @@ async def promote(
     await registry.spawn(
         running.pool, tenant_id=running.tenant_id, domain="sums", student="acme-sums", cycle_id="c1", folder="/s/v{version}"
     )
-    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance, reading=reading or Reading()).to_dict()
+    calibrator = Calibrator("platt", n, a=1.0, b=0.0, assurance=assurance, reading=reading or Reading(), again=again).to_dict()
     await registry.complete_version(running.pool, "acme-sums", 1, status="ta", digest="digest-1", calibrator=calibrator, evidence={"n": 1})
     champion = Pointer(1, "acme-sums", 1, tier)  # type: ignore[arg-type]
     decision = Decision(running.tenant_id, "sums", "promote", "acme-sums", 1, champion, "clears the floors", {})
@@ -268,6 +275,30 @@ async def test_an_answer_is_read_as_the_student_was_calibrated(running: Running,
     assert response.headers["x-tutelage-tier"] == "teacher", "a lead of three nats is five less than was usual"
     [score] = await running.pool.fetch("select score from attempts")
     assert score["score"] == pytest.approx(signs.score([-0.01]) - 5.0)
+
+
+@pytest.mark.parametrize(("others", "tier"), [(["four", "Four.", "five"], "ta"), (["four", "five", "six"], "teacher")])
+async def test_an_unsure_student_is_asked_again_where_that_is_proven_to_tell_more(
+    running: Running, encoder: Path, others: list[str], tier: str
+) -> None:
+    surer = Calibrator("platt", 200, a=1.0, b=0.0, reading=Reading(agreement=6.0, agreement_mean=0.0))
+    await promote(running, encoder, again=surer)
+    running.student.logprob = -1.0
+    running.student.in_turn = ["four", *others]
+    running.student.core_seconds = 36.0
+    response = await running.http.post("/v1/chat/completions", json=ASK)
+
+    assert response.headers["x-tutelage-tier"] == tier
+    first, *further = running.student.requests
+    assert "temperature" not in first
+    assert [(asked["temperature"], asked["seed"], "logprobs" in asked) for asked in further] == [(0.7, seed, False) for seed in range(3)]
+    [attempt] = await running.pool.fetch("select reason, cost_microusd from attempts")
+    assert f"asked again it agreed in {'0.67' if tier == 'ta' else '0.33'}" in attempt["reason"]
+    assert attempt["cost_microusd"] == 4 * 400, "36 core-seconds at $0.04 an hour, for each of four answers"
+    if tier == "ta":
+        assert float(response.headers["x-tutelage-cost-usd"]) == pytest.approx(0.0016)
+    metrics = (await running.http.get("/metrics")).text
+    assert "tutelage_student_asked_again_total 1.0" in metrics
 
 
 async def test_an_unsure_student_is_overruled_by_the_teacher_and_its_attempt_is_kept(running: Running, encoder: Path) -> None:

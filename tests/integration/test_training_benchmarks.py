@@ -10,6 +10,7 @@ from fakes import build_tiny_base
 from benchmarks import gpu, headlines, reasoning
 from inference import base
 from training import memory
+from tutelage.scoring import final
 
 
 @pytest.mark.parametrize("workload", gpu.WORKLOADS)
@@ -31,9 +32,9 @@ def test_the_random_base_has_the_small_ones_tokenizer_and_the_size_asked_for(tmp
 def test_reasons_end_with_the_answer() -> None:
     for row in reasoning.chain_sums(50, terms=4, seed=1):
         reasoned = reasoning.with_reasons(row)
-        assert reasoning.final(reasoned.answer) == row.label
+        assert final(reasoned.answer) == row.label
         assert reasoned.answer.count("\n") == 2
-        assert reasoning.final(row.answer) == row.label
+        assert final(row.answer) == row.label
 
 
 def test_headlines_are_the_same_for_the_same_seed_and_have_every_label() -> None:

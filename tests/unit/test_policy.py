@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.policy import StudentSnapshot, accept, choose_student, judge
+from tutelage.routing.policy import StudentSnapshot, accept, again, choose_student, judge, score_again
 from tutelage.routing.promises import Assurance
+from tutelage.routing.signs import Reading, Signs
 
 SURE = Calibrator("platt", n=120, a=1.0, b=0.0)
 UNKNOWN = Calibrator("unknown", n=7)
@@ -65,3 +66,16 @@ def test_an_answer_of_a_student_with_too_few_outcomes_is_refused_and_says_so() -
     found = accept(replace(STUDENT, calibrator=UNKNOWN), 16.0, threshold=0.5)
     assert not found.accepted
     assert "only 7 verified outcomes" in found.reason
+
+
+def test_a_student_is_asked_again_only_where_that_can_help() -> None:
+    surer = replace(SURE, reading=Reading(agreement=4.0, agreement_mean=0.5))
+    student, short = replace(STUDENT, calibrator=replace(SURE, again=surer)), Signs(1.0, None, 3)
+
+    found = again(student, short, needed=0.9, promised=None)
+    assert found is not None
+    assert judge(found, score_again(found, short, 1.0), needed=0.9).accepted
+    assert not judge(found, score_again(found, short, 1 / 3), needed=0.9).accepted
+    assert again(student, short._replace(score=-9.0), needed=0.9, promised=None) is None, "not even if all agreed"
+    assert again(student, short, needed=0.9, promised=0.9) is None, "nothing is promised of such answers"
+    assert again(STUDENT, short, needed=0.9, promised=None) is None, "agreement is not proven to tell anything"

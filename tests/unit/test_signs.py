@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tutelage.routing import confidence
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.signs import MAX_SCORE, MIN_LABELS, MIN_SCORE, Reading, Signs, fit, lead, read, score
+from tutelage.routing.signs import MAX_SCORE, MIN_LABELS, MIN_SCORE, Reading, Signs, agreement, fit, fit_again, lead, read, score
 
 
 def told(n: int, seed: int, *, by_margin: float, by_length: float = 0.0) -> tuple[list[Signs], list[bool]]:
@@ -135,3 +136,60 @@ def test_signs_are_read_from_what_a_model_sends() -> None:
     assert read([sure, torn]) == Signs(pytest.approx(score([-0.1, -0.7])), pytest.approx(0.2), 2)
     assert read([sure, {"token": "b", "logprob": -0.7}]).margin is None
     assert read([]) == Signs(MIN_SCORE, None, 0)
+
+
+def asked_again(n: int, seed: int, *, by_agreement: float) -> tuple[list[Signs], list[bool]]:
+    """Answers of which the agreement of further ones tells as much more than the score as is asked."""
+    random = np.random.default_rng(seed)
+    scores, agreed = random.normal(1, 2, n), random.integers(0, 4, n) / 3
+    right = random.random(n) < 1 / (1 + np.exp(-(0.5 * scores + by_agreement * (agreed - 0.5))))
+    return [Signs(float(s), None, 5, float(a)) for s, a in zip(scores, agreed, strict=True)], [bool(r) for r in right]
+
+
+def test_the_agreement_of_further_answers_counts_where_it_is_proven_to_tell_more() -> None:
+    signs, right = asked_again(400, 0, by_agreement=4.0)
+    calibrator = confidence.fit_signs(signs, right)
+    assert calibrator.again is not None
+    reading = calibrator.again.reading
+    assert reading.agreement > 2.0
+    assert calibrator.reading == Reading(), "the first look knows nothing of it"
+    assert Calibrator.from_dict(calibrator.to_dict()) == calibrator
+
+    new, outcome = asked_again(2000, 1, by_agreement=4.0)
+    losses = [
+        -np.mean(np.log([p if r else 1 - p for p, r in zip(found, outcome, strict=True)]))
+        for found in (
+            [calibrator.probability(calibrator.reading.score(one)) for one in new],
+            [calibrator.again.probability(reading.score(one)) for one in new],
+        )
+    ]
+    assert losses[1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_agreement_that_tells_nothing_new_is_not_asked_for(seed: int) -> None:
+    signs, right = asked_again(400, seed, by_agreement=0.0)
+    assert fit_again(signs, right, Reading()) is None
+
+
+def test_agreement_that_was_not_looked_at_or_speaks_against_an_answer_counts_for_nothing() -> None:
+    signs, right = asked_again(400, 0, by_agreement=4.0)
+    assert fit_again([signs[0]._replace(agreement=None), *signs[1:]], right, Reading()) is None
+    assert fit_again(*asked_again(400, 0, by_agreement=-4.0), Reading()) is None
+    assert Reading(agreement=1.0).score(Signs(MAX_SCORE, 3.0, 3)) == MIN_SCORE
+
+
+def test_answers_agree_in_how_they_end() -> None:
+    assert agreement("12 + 5 = 17\n17 - 4 = 13", ["12 + 1 = 13", "13", "12 + 5 = 17"]) == pytest.approx(2 / 3)
+    assert agreement("Because.\nAnswer: Paris.", ["paris"]) == 1.0
+    with pytest.raises(ValueError, match="draw at least one"):
+        agreement("13", [])
+
+
+def test_a_doubted_student_is_doubted_when_it_is_asked_again_too() -> None:
+    calibrator = confidence.fit_signs(*asked_again(400, 0, by_agreement=4.0))
+    assert calibrator.second == calibrator.again
+    doubted = replace(calibrator, reliability=0.5)
+    assert doubted.second is not None
+    assert doubted.second.probability(3.0) == pytest.approx(0.5 * calibrator.second.probability(3.0))
+    assert Calibrator("platt", 30).second is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ from tutelage.gateway.snapshot import TenantView, lineage_of
 from tutelage.records import Attempt, Tier
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.exploration import propensity
-from tutelage.routing.policy import StudentSnapshot, judge
+from tutelage.routing.policy import StudentSnapshot, again, judge, score_again
 from tutelage.routing.recall import Recalled, in_context
-from tutelage.routing.signs import ALTERNATIVES, read
+from tutelage.routing.signs import AGAIN, AGAIN_TEMPERATURE, ALTERNATIVES, agreement, read
 from tutelage.routing.strategies import Step
 from tutelage.routing.votes import agree
 from tutelage.settings import RoutingSettings
@@ -308,15 +308,38 @@ class Dispatch:
             # only what is the version's own fault stands against it: a tier that is down says nothing of those it holds
             erred = Attempt(student.name, student.tier, student.digest, "", None, None, False, f"failed: {failed}", 0)
             return Tried(None, (erred,) if isinstance(failed, BackendErred) else ())
-        found = student.calibrator.reading.score(read(answer.logprobs))
+        told = read(answer.logprobs)
+        found = student.calibrator.reading.score(told)
         verdict = judge(student, found, needed=least or 0.0, promised=promised)
         whole = answer.finish_reason == "stop" and answer.body.get("system_fingerprint") == student.digest
+        surer = again(student, told, needed=least or 0.0, promised=promised) if whole and not verdict.accepted else None
+        if surer is not None:
+            agreed, cost_usd = await self._ask_again(backend, body, answer.text)
+            answer = answer._replace(cost_usd=answer.cost_usd + cost_usd)
+            verdict = judge(surer, score_again(surer, told, agreed), needed=least or 0.0, promised=promised)
+            verdict = replace(verdict, reason=f"{verdict.reason}, asked again it agreed in {agreed:.2f}")
         reason = verdict.reason if whole else f"not the whole answer of the version in charge ({answer.finish_reason})"
         accepted, confidence = (verdict.accepted, verdict.confidence) if whole else (False, 0.0)
         cost = round(answer.cost_usd * 1e6)
         attempt = Attempt(student.name, student.tier, student.digest, answer.text, found, confidence, accepted, reason, cost)
         outcome = Outcome(answer, student.name, student.tier, "cascade", reason, confidence, (attempt,), lineage=lineage_of(student))
         return Tried(outcome, outcome.attempts)
+
+    async def _ask_again(self, backend: Backend, body: Mapping[str, Any], text: str) -> tuple[float, float]:
+        """The share of further answers that end with the same as `text`, and their dollars; one that fails agrees with nothing."""
+
+        async def once(seed: int) -> tuple[str, float]:
+            drawn = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
+            try:
+                found = await backend.complete(drawn | {"temperature": AGAIN_TEMPERATURE, "seed": seed})
+            except (BackendFailed, BackendRefused) as failed:
+                log.warning("%s did not answer again: %s", backend.name, failed)
+                return "", 0.0
+            return found.text, found.cost_usd
+
+        self._metrics.asked_again.inc()
+        answers = await asyncio.gather(*(once(seed) for seed in range(AGAIN)))
+        return agreement(text, [said for said, _ in answers]), sum(cost_usd for _, cost_usd in answers)
 
     async def ask_teacher(self, request: openai.Chat, placed: Placed) -> tuple[Answer, str]:
         """What the domain's teacher says, whoever has answered. Raises BackendRefused, Unavailable."""

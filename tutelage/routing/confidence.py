@@ -32,6 +32,7 @@ class Calibrator:
     points (`scores`, `probabilities`) of a piecewise linear curve, mixed with the logistic one by `weight`. `reliability` is
     the share of what it promises that newer outcomes confirm (`drift.py`); it scales every probability. `assurance` is what answers of
     at least some score surely are worth (`promises.py`): a probability is a guess, this is a promise. `reading` makes the score.
+    `again` knows more: it reads whether the student says the same when it is asked again; None where that is not proven to tell anything.
     """
 
     kind: Kind
@@ -44,6 +45,12 @@ class Calibrator:
     reliability: float = 1.0
     assurance: Assurance = field(default_factory=Assurance)
     reading: Reading = field(default_factory=Reading)
+    again: Calibrator | None = None
+
+    @property
+    def second(self) -> Calibrator | None:
+        """`again`, as reliable as this one."""
+        return self.again and replace(self.again, reliability=self.reliability)
 
     def probability(self, score: float) -> float:
         """The probability of being right at this score: 0.0 when unknown, otherwise within `floor` and `ceiling`."""
@@ -72,7 +79,8 @@ class Calibrator:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
         assurance = {"cuts": list(self.assurance.cuts), "kept": list(self.assurance.kept)}
-        return asdict(self) | {"scores": list(self.scores), "probabilities": list(self.probabilities), "assurance": assurance}
+        nested = {"assurance": assurance, "again": self.again.to_dict() if self.again else None}
+        return asdict(self) | {"scores": list(self.scores), "probabilities": list(self.probabilities)} | nested
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Calibrator:
@@ -80,12 +88,20 @@ class Calibrator:
         points = {name: tuple(fields.get(name, ())) for name in ("scores", "probabilities")}
         told = fields.get("assurance", {})  # calibrators of before have none, and so promise nothing
         assurance = Assurance(**{name: tuple(values) for name, values in told.items()})
-        return cls(**{**fields, **points, "assurance": assurance, "reading": Reading(**fields.get("reading", {}))})
+        again = cls.from_dict(fields["again"]) if fields.get("again") else None
+        return cls(**{**fields, **points, "assurance": assurance, "reading": Reading(**fields.get("reading", {})), "again": again})
 
 
 def fit_signs(told: Sequence[Signs], correct: Sequence[float]) -> Calibrator:
-    """Learn how to read answers and a calibrator of the scores read. Raises ValueError as `fit` does."""
+    """Learn how to read answers and a calibrator of the scores read, and one for answers that were asked for again where that is proven to
+    tell more. Raises ValueError as `fit` does."""
     reading = signs.fit(told, correct)
+    first = _read(reading, told, correct)
+    again = signs.fit_again(told, correct, reading)
+    return first if again is None else replace(first, again=_read(again, told, correct))
+
+
+def _read(reading: Reading, told: Sequence[Signs], correct: Sequence[float]) -> Calibrator:
     return replace(fit([reading.score(one) for one in told], correct), reading=reading)
 
 

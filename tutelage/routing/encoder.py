@@ -137,7 +137,9 @@ def _open_session(path: Path, threads: int) -> InferenceSession:
     options.inter_op_num_threads = 1
     # Waiting threads that spin starve the gateway and the tier on the same cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    # Its sum and layer norm in one take four times as long as each by itself (68 against 17 µs for 32 tokens).
+    apart = ["SkipLayerNormFusion"]
+    return InferenceSession(str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=apart)
 
 
 def _encodable(text: str) -> str:

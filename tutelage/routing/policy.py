@@ -4,11 +4,11 @@ Pure rules: values in, a frozen record with its reason out. Knows nothing of HTT
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from tutelage.routing.confidence import Calibrator
-from tutelage.routing.signs import MAX_SCORE
+from tutelage.routing.signs import MAX_SCORE, Signs
 
 Tier = Literal["student", "ta", "teacher"]
 _RANK: dict[Tier, int] = {"student": 0, "ta": 1, "teacher": 2}
@@ -89,3 +89,18 @@ def judge(student: StudentSnapshot, score: float, *, needed: float, promised: fl
     if student.calibrator.kind == "unknown":
         return Acceptance(False, confidence, f"only {student.calibrator.n} verified outcomes: confidence is unknown")
     return Acceptance(False, confidence, f"confidence {confidence:.3f} is below {needed:.3f}")
+
+
+def again(student: StudentSnapshot, signs: Signs, *, needed: float, promised: float | None) -> StudentSnapshot | None:
+    """The student as it is judged when it is asked again, where an answer that fell short could still be given if all of those agreed; None
+    where it could not, or agreement is not proven to tell anything."""
+    second = student.calibrator.second
+    if second is None:
+        return None
+    surer = replace(student, calibrator=second)
+    return surer if judge(surer, score_again(surer, signs, 1.0), needed=needed, promised=promised).accepted else None
+
+
+def score_again(surer: StudentSnapshot, signs: Signs, agreement: float) -> float:
+    """The score of an answer that so large a share of further ones agreed with."""
+    return surer.calibrator.reading.score(signs._replace(agreement=agreement))

@@ -31,7 +31,7 @@ class PromiseSettings:
     loss: float = 0.05
     risk: float = 0.1
     window: int = 1000
-    confidence: float = 0.98
+    confidence: float = 0.995
 
 
 DEFAULTS = PromiseSettings()
