@@ -11,13 +11,14 @@ import json
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from benchmarks import reasoning
 from inference import base
-from training import encoding, examples, finetune, recipe, settings
+from training import encoding, examples, finetune, losses, recipe, settings
 from training.evaluate import EvaluateSettings, answer, evaluate
 from training.examples import Example
 from training.prune import prune
@@ -39,17 +40,20 @@ def main() -> None:
     one = commands.add_parser("headlines", help="80 %% of a labelled file to train by a preset, the other 20 %% to judge")
     one.add_argument("--data", type=Path, required=True, help="JSONL of {prompt, label}")
     one.add_argument("--preset", choices=recipe.PRESETS, default="balanced")
-    two = commands.add_parser("shallow", help="a layer-pruned student of the parent in --parent: its probabilities against labels alone")
+    two = commands.add_parser("shallow", help="a layer-pruned student of the parent in --parent: distilled from it, against labels alone")
     two.add_argument("--parent", type=Path, required=True, help="the --work of a `headlines` run")
     two.add_argument(
         "--data", type=Path, required=True, help="JSONL of {prompt, label}; rows that the parent was trained or judged on are left out"
     )
     two.add_argument("--keep", type=int, default=10, help="layers of the student")
-    two.add_argument("--rows", type=int, default=1200)
-    two.add_argument("--epochs", type=int, default=2)
-    two.add_argument("--temperature", type=float, default=1.0, help="of the parent's probabilities; see DECISIONS.md for what 2 does")
+    two.add_argument("--labelled", type=int, default=3000, help="rows whose labels the one arm learns, three times each")
+    two.add_argument(
+        "--traffic", type=int, default=4500, help="rows that the parent answers for the other arm, which learns them twice each"
+    )
+    two.add_argument("--temperature", type=float, default=losses.TEMPERATURE, help="of the parent's probabilities")
+    two.add_argument("--alpha", type=float, default=0.9, help="of the divergence; the rest is the parent's own answer")
     two.add_argument("--judge", type=int, default=500, help="held-out items")
-    two.add_argument("--seeds", type=int, default=3)
+    two.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     three = commands.add_parser("rationale", help="reasons before the answer against the answer alone, at equal training tokens")
     three.add_argument("--terms", type=int, default=4, help="of each sum")
     three.add_argument("--tokens", type=int, default=30_000, help="computed in training, of each arm")
@@ -102,12 +106,12 @@ def bag_of_words(train_rows: Sequence[Example], judged: Sequence[Example]) -> fl
 
 
 def shallow(options: argparse.Namespace) -> dict[str, Any]:
-    """The same cut of a finetuned parent, trained on the same rows for the same steps: labels alone, and the parent's probabilities too.
+    """The same cut of a finetuned parent, trained for as many steps: on labels alone, or on the parent's own answers and probabilities.
 
-    The rows are new to the parent: of what it was trained on its probabilities say what the labels say.
+    A parent answers whatever is asked, so its child learns from more prompts than have labels. All rows are new to the parent: of those
+    it was trained on its probabilities say what the labels say. Students are trained in full: low-rank weights do not heal such a cut.
     """
-    adapter = options.parent / "adapter"
-    cut = options.work / "base"
+    adapter, cut = options.parent / "adapter", options.work / "base"
     prune(options.base, cut, keep=options.keep, adapter=adapter)
     seen = {
         examples.prompt_key(row.prompt)
@@ -117,33 +121,35 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
     pool = [row for row in examples.read(options.data) if examples.prompt_key(row.prompt) not in seen]
     judged = examples.read(options.parent / "test.jsonl")[: options.judge]
     validation = write(options.work / "validation.jsonl", examples.read(options.parent / "validation.jsonl"))
-    parent = generation(options, options.base, adapter, judged)
+    asked = random.Random(0).sample(pool, options.traffic)
+    taught, parent = answered_by(options, adapter, asked), generation(options, options.base, adapter, judged)
+    parent["right_of_its_own_traffic"] = sum(matches(one.label, row.label) for one, row in zip(taught, asked, strict=True)) / len(asked)
+    rows = {"distilled": [row for row in taught if row.label.strip()]}
     runs = []
-    for seed in range(options.seeds):
-        rows = write(options.work / f"train-{seed}.jsonl", random.Random(seed).sample(pool, options.rows))
-        for arm, strategy in (("labels", "response"), ("distilled", "soft-targets")):
+    for seed in options.seeds:
+        rows["labels"] = random.Random(seed).sample(pool, options.labelled)
+        for arm, strategy, epochs in (("labels", "response", 3), ("distilled", "soft-targets", 2)):
+            data, out = write(options.work / f"{arm}-{seed}.jsonl", rows[arm]), f"{arm}-{seed}"
             config = recipe.preset("balanced").model_copy(
                 update={
                     "seed": seed,
                     "strategy": strategy,
+                    "method": "full",
+                    "learning_rate": 3e-4,
+                    "max_epochs": epochs,
                     "patience": 0,
                     "probe_tokens": 0,  # what was cut knows nothing for a while
                     "distill_temperature": options.temperature,
-                    "learning_rate": 1e-3,
-                    "max_epochs": options.epochs,
-                    "rank": 32,
+                    "distill_alpha": options.alpha,
                     "validations": 6,
+                    "threads": options.threads,
                 }
-                | {"method": "qlora", "threads": options.threads, "alpha": 64}
             )
-            out = f"{arm}-{seed}"
             teacher = (options.base, adapter) if arm == "distilled" else None
-            manifest = train(options, rows.name, out, config, validation=validation, base_dir=cut, teacher=teacher)
-            runs.append(
-                {"arm": arm, "seed": seed, **generation(options, cut, options.work / out, judged), "curve": curve(options.work / out)}
-            )
-            runs[-1]["steps"] = manifest["metrics"]["steps"]
-            print(f"shallow: {arm} seed {seed}: {runs[-1]['accuracy']:.3f}")
+            manifest = train(options, data.name, out, config, validation=validation, base_dir=cut, teacher=teacher)
+            found = generation(options, options.work / out, None, judged)
+            runs.append({"arm": arm, "seed": seed, **found, "steps": manifest["metrics"]["steps"], "curve": curve(options.work / out)})
+            print(f"shallow: {arm} seed {seed}: {found['accuracy']:.3f} after {runs[-1]['steps']} steps")
     return {
         "layers": options.keep,
         "parent": parent,
@@ -151,6 +157,17 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
         "majority": majority([row.label for row in judged]).rate,
         "runs": runs,
     }
+
+
+def answered_by(options: argparse.Namespace, adapter: Path, rows: Sequence[Example]) -> list[Example]:
+    """The rows with what the parent answers in the place of their labels."""
+    from inference import adapters
+    from inference.generation import Engine
+
+    engine = Engine(options.base, threads=options.threads)
+    engine.load_adapter("parent", adapter, adapters.digest(adapter))
+    told = answer(engine, rows, student="parent", max_tokens=16, batch=64, verify=verifier(VerifierSettings()))
+    return [replace(row, label=one.completion.text, answer=one.completion.text) for row, one in zip(rows, told, strict=True)]
 
 
 def rationale(options: argparse.Namespace) -> dict[str, Any]:
@@ -201,16 +218,17 @@ def train(
     )
 
 
-def generation(options: argparse.Namespace, base_dir: Path, adapter: Path, judged: Sequence[Example]) -> dict[str, Any]:
+def generation(options: argparse.Namespace, base_dir: Path, adapter: Path | None, judged: Sequence[Example]) -> dict[str, Any]:
     """Accuracy of generated answers, and what they cost: a student that reasons answers at its end."""
     from inference import adapters
     from inference.generation import Engine
 
     engine = Engine(base_dir, threads=options.threads)
-    engine.load_adapter("student", adapter, adapters.digest(adapter))
+    if adapter:
+        engine.load_adapter("student", adapter, adapters.digest(adapter))
     cpu = time.process_time()
     verify = verifier(VerifierSettings())  # of the whole text; what counts is the final answer, below
-    answered = answer(engine, judged, student="student", max_tokens=96, batch=16, verify=verify)
+    answered = answer(engine, judged, student="student" if adapter else None, max_tokens=96, batch=16, verify=verify)
     spent = time.process_time() - cpu
     right = sum(matches(final(each.completion.text), each.example.label) for each in answered)
     tokens = sum(each.completion.completion_tokens for each in answered)

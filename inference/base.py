@@ -34,6 +34,7 @@ TOKENIZER_IDENTITY = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_
 # cost of unpacking at every step.
 Quantization = Literal["none", "nf4", "nf4-dequantized"]
 SERVING: Quantization = "nf4-dequantized"
+TRAINED = ("manifest.json", "student_fingerprint")  # where, and by what, a base says that it is a student trained in full
 
 
 class BaseUnavailable(EngineFailed):
@@ -129,6 +130,14 @@ def load_tokenizer(base_dir: Path) -> PreTrainedTokenizerBase:
     if tokenizer.chat_template is None:
         raise BaseUnavailable(f"{base_dir} has no chat template; a base must be an instruct model with one")
     return tokenizer
+
+
+def serving(base_dir: Path) -> Quantization:
+    """How a base is served: rounded as its adapters were trained on it. A student trained in full learned weights that nobody rounded, and
+    is served as it is (rounded, one of ten layers fell from 264 of 320 right answers to none)."""
+    name, key = TRAINED
+    file = base_dir / name
+    return "none" if file.is_file() and key in json.loads(file.read_text()) else SERVING
 
 
 def load(

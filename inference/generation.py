@@ -110,7 +110,7 @@ class Engine:
     """Generates with one base and the adapters loaded into it.
 
     `generate` belongs to one thread at a time; loading and unloading may happen from others while it runs and take effect
-    between two steps. `threads` 0 leaves torch's own choice.
+    between two steps. `threads` 0 leaves torch's own choice, no `quantization` what suits the base (`base.serving`).
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class Engine:
         base_dir: Path,
         *,
         threads: int,
-        quantization: base.Quantization = base.SERVING,
+        quantization: base.Quantization | None = None,
         precision: base.Precision | None = None,
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
@@ -127,7 +127,7 @@ class Engine:
         if threads > 0:
             torch.set_num_threads(threads)
         self.fingerprint = base.fingerprint(base_dir)
-        self._model, self._tokenizer = base.load(base_dir, quantization=quantization, precision=precision)
+        self._model, self._tokenizer = base.load(base_dir, quantization=quantization or base.serving(base_dir), precision=precision)
         self.context = int(self._model.config.get_text_config().max_position_embeddings)
         self._stop_ids = _stop_ids(self._model, self._tokenizer)
         self._cpu_clock = cpu_clock

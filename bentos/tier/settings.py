@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
-from inference.base import SERVING, Quantization
+from inference.base import Quantization
 from tutelage.errors import ConfigInvalid
 from tutelage.settings import Strict
 
@@ -30,15 +30,15 @@ class ServiceSettings(Strict):
 
     `student_roots` are the folders adapters may be loaded from (separated like PATH). `threads` 0 means all cores this
     process may use. `max_batch` counts rows of one forward pass, `max_waiting` requests beyond it. `window_ms` is how long
-    an idle tier waits for company before it starts a batch. `max_tokens` applies where a request names none. Without a
-    `token` the control endpoints are off.
+    an idle tier waits for company before it starts a batch. No `quantization`: what suits the base. `max_tokens` applies where a request
+    names none. Without a `token` the control endpoints are off.
     """
 
     base_dir: Path | None = None
     student_roots: tuple[Path, ...] = ()
     token: str | None = Field(default=None, min_length=16)
     threads: int = Field(default=0, ge=0)
-    quantization: Quantization = SERVING
+    quantization: Quantization | None = None
     max_batch: int = Field(default=16, ge=1, le=256)
     max_waiting: int = Field(default=256, ge=1)
     window_ms: float = Field(default=4.0, ge=0, le=1000)

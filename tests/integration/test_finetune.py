@@ -299,6 +299,8 @@ def test_low_rank_weights_on_the_plain_base_and_all_weights_learn_too(tiny: Path
     assert curve[-1]["loss"] < curve[0]["loss"] / 5
     if method == "full":
         assert manifest["student_fingerprint"] == base.fingerprint(tmp_path / "adapter") != base.fingerprint(tiny)
+        assert base.serving(tmp_path / "adapter") == "none", "weights that nobody rounded in training are not rounded to serve"
+        assert base.serving(tiny) == base.SERVING
 
 
 @pytest.mark.usefixtures("float32")
