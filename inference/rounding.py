@@ -1,8 +1,8 @@
 """Round the matrix products of an exported encoder to 8 bits, by scales fixed beforehand.
 
 Scales that a batch chose itself (dynamic quantisation) would make an embedding depend on what it is computed with; these come from sample
-texts. The few widest channels stay floats (LLM.int8(), arXiv 2208.07339) and the others are made alike first (SmoothQuant, arXiv
-2211.10438), each product by the smoothing that changes it least on the samples. Knows ONNX graphs and values; it refuses to know which
+texts. Channels are made alike first (SmoothQuant, arXiv 2211.10438), each product by the smoothing that changes it least on the samples,
+and where a few wide ones spoil it those stay floats (LLM.int8(), arXiv 2208.07339). Knows ONNX graphs and values; it refuses to know which
 model this is and what its embeddings are for.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -21,7 +21,8 @@ CONTRIBUTED = "com.microsoft"  # where ONNX Runtime keeps the product of rounded
 LEVELS = 255
 WEIGHT_LEVELS = 127  # symmetric
 SMOOTHINGS = (0.5, 0.65, 0.75, 0.85, 0.95)  # how much of the unevenness moves into the weights; 0.5 in the paper
-FLOATS = 8  # channels of each input that stay floats
+FLOATS = 8  # channels of an input that stay floats
+WORTH = 2.0  # ... where that makes its product so many times as exact
 ROWS_A_SAMPLE = 3  # kept of each to try roundings on
 LEAST = 1e-5  # a channel that is never used
 
@@ -75,20 +76,22 @@ def samples(vocabulary: Iterable[str], sentences: Sequence[str], *, seed: int = 
 
 
 def rounded(model: onnx.ModelProto, inputs: Sequence[Mapping[str, np.ndarray]]) -> onnx.ModelProto:
-    """A copy of the model whose products with constant weights are of 8 bits; `inputs` are the samples, one feed each."""
+    """A copy of the model whose products with constant weights are of 8 bits; `inputs` are the samples, one feed each.
+
+    Products of the same input become one, which is split again: there is less to start.
+    """
     graph = onnx.ModelProto()
     graph.CopyFrom(model)
     constants = {one.name: numpy_helper.to_array(one) for one in graph.graph.initializer}
     products = {node.output[0]: node for node in graph.graph.node if node.op_type == "MatMul" and node.input[1] in constants}
-    weights: dict[str, list[np.ndarray]] = {}
+    of: dict[str, list[onnx.NodeProto]] = {}
     for node in products.values():
-        weights.setdefault(node.input[0], []).append(constants[node.input[1]])
-    chosen = {name: choose(seen, weights[name]) for name, seen in observe(graph, list(weights), inputs).items()}
+        of.setdefault(node.input[0], []).append(node)
     biases = _biases(graph.graph, products, constants)
     added = {add.output[0] for add, _ in biases.values()}
+    seen = observe(graph, list(of), inputs)
     nodes: list[onnx.NodeProto] = []
     kept: list[onnx.TensorProto] = []
-    waiting = set(chosen)
     for node in graph.graph.node:
         if node.output[0] in added:
             continue  # the product adds it
@@ -96,11 +99,9 @@ def rounded(model: onnx.ModelProto, inputs: Sequence[Mapping[str, np.ndarray]]) 
             nodes.append(node)
             continue
         source = node.input[0]
-        if source in waiting:
-            waiting.remove(source)
-            nodes += _input_nodes(source, chosen[source], kept)
-        add, bias = biases.get(node.output[0], (node, ""))
-        nodes += _product_nodes(node, constants[node.input[1]], chosen[source], bias, add.output[0], kept)
+        if source in of:
+            together = [_Product(constants[one.input[1]], *_ending(one, biases, constants)) for one in of.pop(source)]
+            nodes += _nodes(source, together, choose(seen[source], np.concatenate([one.weight for one in together], axis=1)), kept)
     _replace(graph, nodes, kept)
     return graph
 
@@ -127,15 +128,21 @@ def observe(model: onnx.ModelProto, names: Sequence[str], inputs: Sequence[Mappi
     }
 
 
-def choose(seen: Seen, weights: Sequence[np.ndarray]) -> Rounding:
-    """The rounding of one input that changes its products least. Shapes: weights [channels, outputs] each."""
+def choose(seen: Seen, weight: np.ndarray) -> Rounding:
+    """The rounding of one input that changes its product least; channels stay floats where that is worth it. Shapes: weight
+    [channels, outputs]."""
+    all_rounded, few_floats = (_least_wrong(seen, weight, floats) for floats in (0, min(FLOATS, len(weight) // 2)))
+    return few_floats if all_rounded.error > WORTH * few_floats.error else all_rounded
+
+
+def _least_wrong(seen: Seen, weight: np.ndarray, floats: int) -> Rounding:
     widest = np.maximum(np.maximum(np.abs(seen.high), np.abs(seen.low)), LEAST)
-    floats = np.sort(np.argsort(-widest)[: min(FLOATS, len(widest) // 2)])
+    heaviest = np.maximum(np.abs(weight).max(1), LEAST)
+    apart = np.sort(np.argsort(-widest)[:floats])
     even = np.ones(len(widest), bool)
-    even[floats] = False
-    exact = [seen.rows[:, even] @ weight[even] for weight in weights]
-    size = sum(float(np.square(one).sum()) for one in exact) or 1.0
-    heaviest = np.maximum(np.max([np.abs(weight).max(1) for weight in weights], axis=0), LEAST)
+    even[apart] = False
+    size = float(np.square(seen.rows @ weight).sum()) or 1.0
+    exact = seen.rows[:, even] @ weight[even]
     found: list[Rounding] = []
     for smoothing in SMOOTHINGS:
         unevenness = widest**smoothing / heaviest ** (1 - smoothing)
@@ -144,8 +151,9 @@ def choose(seen: Seen, weights: Sequence[np.ndarray]) -> Rounding:
         scale = (top - bottom) / LEVELS or LEAST
         zero = round(-bottom / scale)
         read = ((np.clip(np.round(seen.rows * evened / scale) + zero, 0, LEVELS) - zero) * scale).astype(np.float32)
-        wrong = sum(float(np.square(read @ _as_floats(weight, evened) - one).sum()) for weight, one in zip(weights, exact, strict=True))
-        found.append(Rounding(floats, evened, scale, zero, wrong / size))
+        integers, scales = _eight_bits(weight, evened)
+        wrong = float(np.square(read @ (integers * scales) - exact).sum())
+        found.append(Rounding(apart, evened, scale, zero, wrong / size))
     return min(found, key=lambda one: one.error)
 
 
@@ -154,12 +162,6 @@ def _eight_bits(weight: np.ndarray, evened: np.ndarray) -> tuple[np.ndarray, np.
     even = np.divide(weight, evened[:, None], out=np.zeros_like(weight), where=evened[:, None] > 0)
     scale = np.maximum(np.abs(even).max(0), LEAST) / WEIGHT_LEVELS
     return np.round(even / scale).astype(np.int8), scale.astype(np.float32)
-
-
-def _as_floats(weight: np.ndarray, evened: np.ndarray) -> np.ndarray:
-    integers, scale = _eight_bits(weight, evened)
-    floats: np.ndarray = integers.astype(np.float32) * scale
-    return floats
 
 
 def _biases(
@@ -175,35 +177,57 @@ def _biases(
     return found
 
 
-def _input_nodes(name: str, rounding: Rounding, kept: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
-    evened = _constant(f"{name}_evened_by", rounding.evened, kept)
-    scale = _constant(f"{name}_scale", np.array(rounding.scale, np.float32), kept)
-    zero = _constant(f"{name}_zero", np.array(rounding.zero, np.uint8), kept)
-    floats = _constant(f"{name}_which", rounding.floats.astype(np.int64), kept)
-    return [
-        helper.make_node("Mul", [name, evened], [f"{name}_evened"]),
-        helper.make_node("QuantizeLinear", [f"{name}_evened", scale, zero], [f"{name}_rounded"]),
-        helper.make_node("Gather", [name, floats], [f"{name}_floats"], axis=-1),
-    ]
+class _Product(NamedTuple):
+    """A matrix, what is added to each row, and what the result is called."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+    output: str
 
 
-def _product_nodes(
-    node: Any, weight: np.ndarray, rounding: Rounding, bias: str, output: str, kept: list[onnx.TensorProto]
-) -> list[onnx.NodeProto]:
-    source, name = node.input
-    integers, scale = _eight_bits(weight, rounding.evened)
-    constants = (
-        _constant(f"{name}_rounded", integers, kept),
-        _constant(f"{name}_scale", scale, kept),
-        _constant(f"{name}_zero", np.zeros(len(scale), np.int8), kept),
-    )
-    floats = _constant(f"{name}_floats", weight[rounding.floats], kept)
-    inputs = [f"{source}_rounded", constants[0], f"{source}_scale", constants[1], f"{source}_zero", constants[2], bias]
-    return [
-        helper.make_node("MatMulIntegerToFloat", inputs if bias else inputs[:-1], [f"{output}_most"], domain=CONTRIBUTED),
-        helper.make_node("MatMul", [f"{source}_floats", floats], [f"{output}_rest"]),
-        helper.make_node("Add", [f"{output}_most", f"{output}_rest"], [output]),
+def _ending(node: Any, biases: Mapping[str, tuple[onnx.NodeProto, str]], constants: Mapping[str, np.ndarray]) -> tuple[np.ndarray, str]:
+    if node.output[0] in biases:
+        add, name = biases[node.output[0]]
+        return constants[name], add.output[0]
+    return np.zeros(constants[node.input[1]].shape[1], np.float32), node.output[0]
+
+
+def _nodes(name: str, together: Sequence[_Product], rounding: Rounding, kept: list[onnx.TensorProto]) -> list[onnx.NodeProto]:
+    """Products of the input `name`: of 8 bits, but for the channels that stay floats."""
+    weight = np.concatenate([one.weight for one in together], axis=1)
+    integers, scales = _eight_bits(weight, rounding.evened)
+    values = {
+        "evened_by": rounding.evened,
+        "scale": np.array(rounding.scale, np.float32),
+        "zero": np.array(rounding.zero, np.uint8),
+        "weight": integers,
+        "weight_scale": scales,
+        "weight_zero": np.zeros(len(scales), np.int8),
+        "bias": np.concatenate([one.bias for one in together]),
+    }
+    told = {key: _constant(f"{name}_{key}", value, kept) for key, value in values.items()}
+    rounded_by = [told[key] for key in ("weight", "scale", "weight_scale", "zero", "weight_zero", "bias")]
+    result = together[0].output if len(together) == 1 else f"{name}_product"
+    apart = len(rounding.floats) > 0
+    nodes = [
+        helper.make_node("Mul", [name, told["evened_by"]], [f"{name}_evened"]),
+        helper.make_node("QuantizeLinear", [f"{name}_evened", told["scale"], told["zero"]], [f"{name}_rounded"]),
+        helper.make_node(
+            "MatMulIntegerToFloat", [f"{name}_rounded", *rounded_by], [f"{name}_most" if apart else result], domain=CONTRIBUTED
+        ),
     ]
+    if apart:
+        which = _constant(f"{name}_which", rounding.floats.astype(np.int64), kept)
+        floats = _constant(f"{name}_floats_weight", weight[rounding.floats], kept)
+        nodes += [
+            helper.make_node("Gather", [name, which], [f"{name}_floats"], axis=-1),
+            helper.make_node("MatMul", [f"{name}_floats", floats], [f"{name}_rest"]),
+            helper.make_node("Add", [f"{name}_most", f"{name}_rest"], [result]),
+        ]
+    if len(together) > 1:
+        widths = _constant(f"{name}_widths", np.array([len(one.bias) for one in together], np.int64), kept)
+        nodes.append(helper.make_node("Split", [result, widths], [one.output for one in together], axis=-1))
+    return nodes
 
 
 def _constant(name: str, value: np.ndarray, kept: list[onnx.TensorProto]) -> str:
