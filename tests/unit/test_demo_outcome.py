@@ -159,10 +159,13 @@ def test_there_is_no_saving_without_two_requests_on_each_side(phases: tuple[Phas
     assert (found.share, found.interval95) == (None, None)
 
 
-def test_free_traffic_before_leaves_nothing_to_save() -> None:
-    answers = [Answered("a", phase, True, 0.0, "student") for phase in get_args(Phase) for _ in range(3)]
+@pytest.mark.parametrize("usd", [0.0, 5e-324, 1e-300])
+def test_free_traffic_before_leaves_nothing_to_save(usd: float) -> None:
+    before = [Answered("a", "before", True, paid, "student") for paid in (usd, 0.0, 0.0)]
+    after = [Answered("a", "after", True, 1.0, "teacher") for _ in range(3)]
 
-    assert saving(answers, seed=0).share is None
+    assert saving([*before, *after], seed=0).share is None
+    assert summarise([*after, *before], [trained(core_seconds=60.0)], observations.run()).training.break_even_requests is None
 
 
 def test_training_is_earned_back_after_its_cost_divided_by_the_saving_of_a_request() -> None:

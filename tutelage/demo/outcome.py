@@ -26,6 +26,7 @@ Interval = tuple[float, float]
 PHASES: tuple[Phase, ...] = ("before", "after")
 TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 RESAMPLES = 2_000
+LEAST_USD = 1e-12  # a mean cost below it, a millionth of a micro-dollar, is none: shares of it would be infinite
 
 METHOD = {
     "before and after": "per domain: the untrained base and the student on the same held-out prompts, which no training saw",
@@ -316,7 +317,7 @@ def saving(answers: Sequence[Answered], *, seed: int) -> Saving:
     import numpy as np
 
     before, after = ([a.cost_usd for a in answers if a.phase == phase and a.tier is not None] for phase in PHASES)
-    if min(len(before), len(after)) < 2 or sum(before) <= 0.0:
+    if min(len(before), len(after)) < 2 or sum(before) / len(before) < LEAST_USD:
         return Saving(None, None)
 
     def saved(old: Any, new: Any, axis: int) -> Any:
@@ -469,7 +470,7 @@ def training_of(answers: Sequence[Answered], trained: Sequence[Trained], prices:
     cost = seconds / 3600.0 * prices.cpu_per_core_hour_usd
     before, after = (slice_of([a for a in answers if a.phase == phase]).cost_per_1k_usd for phase in PHASES)
     saved = before - after if before is not None and after is not None else 0.0
-    return Training(seconds, cost, math.ceil(1000.0 * cost / saved) if saved > 0.0 else None)
+    return Training(seconds, cost, math.ceil(1000.0 * cost / saved) if saved >= LEAST_USD else None)
 
 
 def _pooled(counts: Iterable[tuple[int | None, int]]) -> tuple[float | None, Interval | None]:
