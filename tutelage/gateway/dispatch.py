@@ -328,18 +328,19 @@ class Dispatch:
     async def _ask_again(self, backend: Backend, body: Mapping[str, Any], text: str) -> tuple[float, float]:
         """The share of further answers that end with the same as `text`, and their dollars; one that fails agrees with nothing."""
 
-        async def once(seed: int) -> tuple[str, float]:
-            drawn = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
+        drawn = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
+
+        async def once(seed: int) -> Answer | None:
             try:
-                found = await backend.complete(drawn | {"temperature": AGAIN_TEMPERATURE, "seed": seed})
+                return await backend.complete(drawn | {"temperature": AGAIN_TEMPERATURE, "seed": seed})
             except (BackendFailed, BackendRefused) as failed:
                 log.warning("%s did not answer again: %s", backend.name, failed)
-                return "", 0.0
-            return found.text, found.cost_usd
+                return None
 
         self._metrics.asked_again.inc()
-        answers = await asyncio.gather(*(once(seed) for seed in range(AGAIN)))
-        return agreement(text, [said for said, _ in answers]), sum(cost_usd for _, cost_usd in answers)
+        answers = [found for found in await asyncio.gather(*map(once, range(AGAIN))) if found is not None]
+        agreed = agreement(text, [found.text for found in answers]) if answers else 0.0
+        return agreed * len(answers) / AGAIN, sum(found.cost_usd for found in answers)
 
     async def ask_teacher(self, request: openai.Chat, placed: Placed) -> tuple[Answer, str]:
         """What the domain's teacher says, whoever has answered. Raises BackendRefused, Unavailable."""
