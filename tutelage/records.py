@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,6 +12,12 @@ Tier = Literal["student", "ta", "teacher"]
 Bodies = Literal["off", "redacted", "full"]  # what is kept of prompts and answers; without them nothing can be learned
 CacheState = Literal["hit-exact", "hit-semantic", "miss", "bypass"]
 Strategy = Literal["always-teacher", "direct", "cascade", "parallel", "budget", "quality"]
+
+
+def new_id(kind: str, at: datetime) -> str:
+    """A request's name: its kind and 32 hexadecimal digits, of which the first 12 are milliseconds since 1970, as in RFC 9562's UUIDv7, and
+    the others random. Names that grow fill the ledger's indexes page by page; with random ones every row goes to pages of its own."""
+    return f"{kind}-{int(at.timestamp() * 1000):012x}{os.urandom(10).hex()}"
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,18 @@ async def test_workers_that_record_for_the_same_tenants_at_once_make_one_unbroke
     assert await pool.fetchval("select sum(cost_microusd) from interactions") == sum(range(300))
 
 
+async def test_an_interaction_of_nobody_is_refused_and_those_beside_it_are_recorded(pool: Pool) -> None:
+    writing = recorder(pool)
+    stranger = Tenant("ten_nobody", "nobody", "free")
+    told = await asyncio.gather(*(writing.record(interaction(tenant)) for tenant in (A, stranger, B, stranger)), return_exceptions=True)
+    await writing.stop()
+    assert [type(one) for one in told] == [type(None), Unavailable, type(None), Unavailable]
+    assert await pool.fetch("select tenant_id from interactions order by tenant_id") == [(A.id,), (B.id,)]
+    assert await pool.fetchval("select count(*) from bodies") == 2
+    assert await pool.fetchval("select count(*) from audit_heads where tenant_id = $1", stranger.id) == 0
+    assert await check(pool) is None
+
+
 MUTATIONS = {
     "a changed row": ["update audit set detail = replace(detail, '\"cost_microusd\":7', '\"cost_microusd\":1') where sequence = 3"],
     "a row taken out": ["delete from audit where sequence = 3"],

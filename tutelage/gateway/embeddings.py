@@ -10,7 +10,6 @@ import base64
 import hashlib
 import json
 import time
-import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,7 +18,7 @@ from tutelage.errors import InvalidRequest, ModelNotFound
 from tutelage.gateway import openai
 from tutelage.gateway.admission import Admission, Estimate
 from tutelage.gateway.callers import Caller
-from tutelage.records import Interaction
+from tutelage.records import Interaction, new_id
 from tutelage.routing.encoder import Encoder
 from tutelage.stores.interactions import Recorder
 from tutelage.stores.replies import Held, StoredReply
@@ -64,7 +63,7 @@ class Embeddings:
             raise ModelNotFound(f"model {request.model!r} makes no embeddings here; available: {MODEL}", param="model")
         if request.dimensions not in (None, self._encoder.dimension):
             raise InvalidRequest(f"{MODEL} has {self._encoder.dimension} dimensions, no others", param="dimensions")
-        texts, started, request_id = request.texts(), time.monotonic(), f"embd-{uuid.uuid4().hex}"
+        texts, started, request_id = request.texts(), time.monotonic(), new_id("embd", self._clock())
         reserved = Estimate(sum(map(len, texts)) // 3 + 1, 0)
         async with self._admission.granted(request_id, (caller.tenant, caller.key), reserved) as meter:
             vectors, tokens, seconds = await self._encode(texts)

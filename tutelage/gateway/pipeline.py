@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
@@ -30,7 +29,7 @@ from tutelage.gateway.shadows import Shadows
 from tutelage.gateway.snapshot import TenantView, Watcher
 from tutelage.gateway.streams import Heard, Relay
 from tutelage.gateway.turns import Turns
-from tutelage.records import CacheState
+from tutelage.records import CacheState, new_id
 from tutelage.routing.encoder import Encoder
 from tutelage.routing.equivalence import Question
 from tutelage.settings import GatewaySettings
@@ -129,7 +128,7 @@ class Pipeline:
         """The request with its right to run, until `end`. Raises Forbidden, LimitReached. Valkey is asked for both at once: may it run,
         and was it answered before?"""
         caller.check_model(chat.model)
-        meter = self._admission.meter(f"chatcmpl-{os.urandom(16).hex()}", (caller.tenant, caller.key), self._estimate(chat))
+        meter = self._admission.meter(new_id("chatcmpl", self._clock()), (caller.tenant, caller.key), self._estimate(chat))
         asked = Asked(chat, caller, options, held, meter, self._monotonic())
         view = self._watcher.current.view(caller.tenant_id)
         place = self._cache_key(asked, view)

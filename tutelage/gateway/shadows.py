@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from tutelage.gateway.exchange import Outcome as Given
 from tutelage.gateway.judging import Judging
 from tutelage.gateway.snapshot import Challenger, TenantView
 from tutelage.gateway.verifying import Verifying
-from tutelage.records import Attempt, Interaction, Outcome, Tier
+from tutelage.records import Attempt, Interaction, Outcome, Tier, new_id
 from tutelage.routing.drift import looked_at
 from tutelage.settings import RoutingSettings
 from tutelage.stores import outcomes
@@ -224,12 +223,13 @@ class Shadows:
 
     async def _bill(self, asked: Asked, placed: Placed, answer: Answer, model: str, tier: Tier, reason: str) -> None:
         """Its line on the tenant's bill; no text of it is kept, and it counts as no query."""
+        now = self._clock()
         await self._recorder.record(
             Interaction(
-                request_id=f"shadow-{os.urandom(16).hex()}",
+                request_id=new_id("shadow", now),
                 tenant_id=asked.caller.tenant_id,
                 key_id=asked.caller.key_id,
-                created_at=self._clock(),
+                created_at=now,
                 messages=None,
                 prompt_hash=b"",
                 answer="",
