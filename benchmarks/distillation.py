@@ -21,6 +21,7 @@ from inference import base
 from training import encoding, examples, finetune, losses, recipe, settings
 from training.evaluate import EvaluateSettings, answer, evaluate
 from training.examples import Example
+from training.merge import merge
 from training.prune import prune
 from training.recipe import FinetuneSettings
 from tutelage.scoring import final, majority, matches, wilson
@@ -45,11 +46,9 @@ def main() -> None:
     two.add_argument(
         "--data", type=Path, required=True, help="JSONL of {prompt, label}; rows that the parent was trained or judged on are left out"
     )
-    two.add_argument("--keep", type=int, default=10, help="layers of the student")
-    two.add_argument("--labelled", type=int, default=3000, help="rows whose labels the one arm learns, three times each")
-    two.add_argument(
-        "--traffic", type=int, default=4500, help="rows that the parent answers for the other arm, which learns them twice each"
-    )
+    two.add_argument("--keep", type=int, default=14, help="layers of the student")
+    two.add_argument("--traffic", type=int, default=6000, help="rows that the parent answers, each learned once")
+    two.add_argument("--labelled", type=int, default=1000, help="rows that have labels, learned as often as takes as many steps")
     two.add_argument("--temperature", type=float, default=losses.TEMPERATURE, help="of the parent's probabilities")
     two.add_argument("--alpha", type=float, default=0.9, help="of the divergence; the rest is the parent's own answer")
     two.add_argument("--judge", type=int, default=500, help="held-out items")
@@ -106,37 +105,33 @@ def bag_of_words(train_rows: Sequence[Example], judged: Sequence[Example]) -> fl
 
 
 def shallow(options: argparse.Namespace) -> dict[str, Any]:
-    """The same cut of a finetuned parent, trained for as many steps: on labels alone, or on the parent's own answers and probabilities.
+    """The same cut of a finetuned parent, trained for as many steps: on labels, on its parent's answers, on its probabilities of those.
 
     A parent answers whatever is asked, so its child learns from more prompts than have labels. All rows are new to the parent: of those
     it was trained on its probabilities say what the labels say. Students are trained in full: low-rank weights do not heal such a cut.
+    The parent is merged with its adapter before it is timed: unmerged it is several times slower.
     """
-    adapter, cut = options.parent / "adapter", options.work / "base"
+    adapter, cut, parent = options.parent / "adapter", options.work / "base", options.work / "parent"
     prune(options.base, cut, keep=options.keep, adapter=adapter)
-    seen = {
-        examples.prompt_key(row.prompt)
-        for part in ("train", "validation", "test")
-        for row in examples.read(options.parent / f"{part}.jsonl")
-    }
-    pool = [row for row in examples.read(options.data) if examples.prompt_key(row.prompt) not in seen]
     judged = examples.read(options.parent / "test.jsonl")[: options.judge]
+    merge(adapter, parent, data=write(options.work / "judged.jsonl", judged), base_dir=options.base, most_lost=1.0)
     validation = write(options.work / "validation.jsonl", examples.read(options.parent / "validation.jsonl"))
-    asked = random.Random(0).sample(pool, options.traffic)
-    taught, parent = answered_by(options, adapter, asked), generation(options, options.base, adapter, judged)
-    parent["right_of_its_own_traffic"] = sum(matches(one.label, row.label) for one, row in zip(taught, asked, strict=True)) / len(asked)
-    rows = {"distilled": [row for row in taught if row.label.strip()]}
+    asked = random.Random(0).sample(unknown_to_parent(options), options.traffic)
+    taught = answered_by(options, parent, asked)
+    spoken = [row for row in taught if row.label.strip()]
+    rows = {"answers": spoken, "probabilities": spoken}
     runs = []
     for seed in options.seeds:
-        rows["labels"] = random.Random(seed).sample(pool, options.labelled)
-        for arm, strategy, epochs in (("labels", "response", 3), ("distilled", "soft-targets", 2)):
+        rows["labels"] = random.Random(seed).sample(asked, options.labelled)
+        for arm in ("labels", "answers", "probabilities"):
             data, out = write(options.work / f"{arm}-{seed}.jsonl", rows[arm]), f"{arm}-{seed}"
             config = recipe.preset("balanced").model_copy(
                 update={
                     "seed": seed,
-                    "strategy": strategy,
+                    "strategy": "soft-targets" if arm == "probabilities" else "response",
                     "method": "full",
                     "learning_rate": 3e-4,
-                    "max_epochs": epochs,
+                    "max_epochs": options.traffic // options.labelled if arm == "labels" else 1,
                     "patience": 0,
                     "probe_tokens": 0,  # what was cut knows nothing for a while
                     "distill_temperature": options.temperature,
@@ -145,28 +140,34 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
                     "threads": options.threads,
                 }
             )
-            teacher = (options.base, adapter) if arm == "distilled" else None
+            teacher = (parent, None) if arm == "probabilities" else None
             manifest = train(options, data.name, out, config, validation=validation, base_dir=cut, teacher=teacher)
             found = generation(options, options.work / out, None, judged)
             runs.append({"arm": arm, "seed": seed, **found, "steps": manifest["metrics"]["steps"], "curve": curve(options.work / out)})
-            print(f"shallow: {arm} seed {seed}: {found['accuracy']:.3f} after {runs[-1]['steps']} steps")
+            print(f"shallow: {arm} seed {seed}: {found['accuracy']:.3f} after {runs[-1]['steps']} steps", flush=True)
     return {
         "layers": options.keep,
-        "parent": parent,
+        "parent": generation(options, parent, None, judged),
+        "parent_right_of_its_traffic": sum(matches(one.label, row.label) for one, row in zip(taught, asked, strict=True)) / len(asked),
         "arms": arms(runs),
         "majority": majority([row.label for row in judged]).rate,
         "runs": runs,
     }
 
 
-def answered_by(options: argparse.Namespace, adapter: Path, rows: Sequence[Example]) -> list[Example]:
-    """The rows with what the parent answers in the place of their labels."""
-    from inference import adapters
+def unknown_to_parent(options: argparse.Namespace) -> list[Example]:
+    """The rows of the data that the parent was neither trained nor judged on."""
+    parts = ("train", "validation", "test")
+    seen = {examples.prompt_key(row.prompt) for part in parts for row in examples.read(options.parent / f"{part}.jsonl")}
+    return [row for row in examples.read(options.data) if examples.prompt_key(row.prompt) not in seen]
+
+
+def answered_by(options: argparse.Namespace, parent: Path, rows: Sequence[Example]) -> list[Example]:
+    """The rows with what the parent answers in the place of their labels, an empty answer included."""
     from inference.generation import Engine
 
-    engine = Engine(options.base, threads=options.threads)
-    engine.load_adapter("parent", adapter, adapters.digest(adapter))
-    told = answer(engine, rows, student="parent", max_tokens=16, batch=64, verify=verifier(VerifierSettings()))
+    engine = Engine(parent, threads=options.threads)
+    told = answer(engine, rows, student=None, max_tokens=16, batch=64, verify=verifier(VerifierSettings()))
     return [replace(row, label=one.completion.text, answer=one.completion.text) for row, one in zip(rows, told, strict=True)]
 
 
