@@ -34,7 +34,7 @@ TOKENIZER_IDENTITY = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_
 # cost of unpacking at every step.
 Quantization = Literal["none", "nf4", "nf4-dequantized"]
 SERVING: Quantization = "nf4-dequantized"
-TRAINED = ("manifest.json", "student_fingerprint")  # where, and by what, a base says that it is a student trained in full
+TRAINED = ("manifest.json", "student_fingerprint")  # where, and by what, a base says that it is a whole student
 
 
 class BaseUnavailable(EngineFailed):
@@ -133,8 +133,8 @@ def load_tokenizer(base_dir: Path) -> PreTrainedTokenizerBase:
 
 
 def serving(base_dir: Path) -> Quantization:
-    """How a base is served: rounded as its adapters were trained on it. A student trained in full learned weights that nobody rounded, and
-    is served as it is (rounded, one of ten layers fell from 264 of 320 right answers to none)."""
+    """How a base is served: rounded as its adapters were trained on it. A whole student, trained in full or merged with its adapter, has
+    weights that nobody rounded, and is served as it is (rounded, one fell from 264 of 320 right answers to none)."""
     name, key = TRAINED
     file = base_dir / name
     return "none" if file.is_file() and key in json.loads(file.read_text()) else SERVING

@@ -1,7 +1,8 @@
 """Merge: an adapter folded into its base, examined as the very weights that would be served before anybody gets them.
 
-Folding rounds, and rounding to 4 bits again ruins some adapters, so what was measured of the adapter says nothing of the merged weights:
-they answer the same held-out items, and are kept only if they lose no more than they may. This stage promotes nothing.
+Folding rounds, so what was measured of the adapter says nothing of the merged weights: they answer the same held-out items, and are kept
+only if they lose no more than they may. They are served as they are, at full width: rounded to 4 bits again, one adapter's 461 of 500 right
+answers became 3. This stage promotes nothing.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def merge(adapter: Path, out: Path, *, data: Path, base_dir: Path, most_lost: fl
     merged.to(torch.bfloat16).save_pretrained(str(out))
     tokenizer.save_pretrained(str(out))
     del model, merged
-    # through the engine that would serve it, which rounds every base it loads: this is what clients would get
+    made = {"base": base_dir.name, "adapter_digest": manifest["adapter_digest"], "student_fingerprint": base.fingerprint(out)}
+    (out / MANIFEST).write_text(json.dumps(made, indent=2, sort_keys=True) + "\n")
+    # through the engine that would serve it: this is what clients would get
     config = EvaluateSettings(untrained_items=0)
     report = {
-        "adapter_digest": manifest["adapter_digest"],
-        "merged_fingerprint": base.fingerprint(out),
+        "adapter_digest": made["adapter_digest"],
+        "merged_fingerprint": made["student_fingerprint"],
         "adapter": evaluate(adapter, data, base_dir=base_dir, config=config),
         "merged": evaluate(None, data, base_dir=out, config=config),
     }
