@@ -21,7 +21,7 @@ from inference import base
 from training import encoding, examples, finetune, losses, recipe, settings
 from training.evaluate import EvaluateSettings, answer, evaluate
 from training.examples import Example
-from training.merge import merge
+from training.merge import GATE, merge
 from training.prune import prune
 from training.recipe import FinetuneSettings
 from tutelage.scoring import final, majority, matches, wilson
@@ -114,12 +114,13 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
     adapter, cut, parent = options.parent / "adapter", options.work / "base", options.work / "parent"
     prune(options.base, cut, keep=options.keep, adapter=adapter)
     judged = examples.read(options.parent / "test.jsonl")[: options.judge]
-    merge(adapter, parent, data=write(options.work / "judged.jsonl", judged), base_dir=options.base, most_lost=1.0)
+    if not (parent / GATE).exists():
+        merge(adapter, parent, data=write(options.work / "judged.jsonl", judged), base_dir=options.base)
     validation = write(options.work / "validation.jsonl", examples.read(options.parent / "validation.jsonl"))
     asked = random.Random(0).sample(unknown_to_parent(options), options.traffic)
     taught = answered_by(options, parent, asked)
-    spoken = [row for row in taught if row.label.strip()]
-    rows = {"answers": spoken, "probabilities": spoken}
+    gold = {row.text: row.label for row in asked}
+    rows = {"answers": taught, "probabilities": taught}
     runs = []
     for seed in options.seeds:
         rows["labels"] = random.Random(seed).sample(asked, options.labelled)
@@ -148,7 +149,7 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "layers": options.keep,
         "parent": generation(options, parent, None, judged),
-        "parent_right_of_its_traffic": sum(matches(one.label, row.label) for one, row in zip(taught, asked, strict=True)) / len(asked),
+        "parent_right_of_its_traffic": sum(matches(row.label, gold[row.text]) for row in taught) / len(asked),
         "arms": arms(runs),
         "majority": majority([row.label for row in judged]).rate,
         "runs": runs,
@@ -163,12 +164,17 @@ def unknown_to_parent(options: argparse.Namespace) -> list[Example]:
 
 
 def answered_by(options: argparse.Namespace, parent: Path, rows: Sequence[Example]) -> list[Example]:
-    """The rows with what the parent answers in the place of their labels, an empty answer included."""
+    """The rows with what the parent answers in the place of their labels, but for those it is silent about; asked once a folder."""
     from inference.generation import Engine
 
-    engine = Engine(parent, threads=options.threads)
-    told = answer(engine, rows, student=None, max_tokens=16, batch=64, verify=verifier(VerifierSettings()))
-    return [replace(row, label=one.completion.text, answer=one.completion.text) for row, one in zip(rows, told, strict=True)]
+    file = options.work / "answered.jsonl"
+    if not file.exists():
+        told = answer(
+            Engine(parent, threads=options.threads), rows, student=None, max_tokens=16, batch=64, verify=verifier(VerifierSettings())
+        )
+        said = [(row, one.completion.text) for row, one in zip(rows, told, strict=True)]
+        write(file, [replace(row, label=text, answer=text) for row, text in said if text.strip()])
+    return examples.read(file)
 
 
 def rationale(options: argparse.Namespace) -> dict[str, Any]:
