@@ -167,7 +167,7 @@ def answered_by(options: argparse.Namespace, parent: Path, rows: Sequence[Exampl
     """The rows with what the parent answers in the place of their labels, but for those it is silent about; asked once a folder."""
     from inference.generation import Engine
 
-    file = options.work / "answered.jsonl"
+    file = options.work / f"answered-{len(rows)}.jsonl"
     if not file.exists():
         told = answer(
             Engine(parent, threads=options.threads), rows, student=None, max_tokens=16, batch=64, verify=verifier(VerifierSettings())

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -62,7 +62,7 @@ COLLECT = (5_000, 20, 100)  # objects before a look for cycles: a request makes 
 def create() -> wire.Gateway:
     """The app as a server process starts it; everything comes from the environment set by `tutelage serve`."""
     log_to_stderr()
-    _schedule("SCHED_BATCH")
+    _reschedule("SCHED_OTHER", "SCHED_BATCH")
     home = Home.from_environment()
     return build(
         home,
@@ -74,14 +74,17 @@ def create() -> wire.Gateway:
     )
 
 
-def _schedule(policy: str) -> None:
+def _reschedule(now: str, then: str) -> None:
     """How this thread, and every thread that it starts from now on, is scheduled where the system knows it (Linux).
 
     The server's threads start while this one is SCHED_BATCH: on a core that they share with ours they then take their turn where they
-    would break in three times a request. Ours goes back to what is usual.
+    would break in three times a request. Ours goes back to what is usual. A class that somebody else chose stays.
     """
-    if hasattr(os, policy):
-        os.sched_setscheduler(0, getattr(os, policy), os.sched_param(0))
+    if not hasattr(os, "SCHED_BATCH"):
+        return
+    with suppress(OSError):  # a sandbox may forbid it: slower, and no worse
+        if os.sched_getscheduler(0) == getattr(os, now):
+            os.sched_setscheduler(0, getattr(os, then), os.sched_param(0))
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ async def _open(app: wire.Gateway, *, setup: Setup) -> AsyncIterator[None]:
         if setup.own_process:
             gc.freeze()  # what a worker starts with stays: no collection needs to look through it again
             gc.set_threshold(*COLLECT)
-            asyncio.get_running_loop().call_later(SERVING_SECONDS, _schedule, "SCHED_OTHER")
+            asyncio.get_running_loop().call_later(SERVING_SECONDS, _reschedule, "SCHED_BATCH", "SCHED_OTHER")
         yield
 
 
