@@ -30,6 +30,7 @@ from tutelage.stores.datasets import read_curve
 from tutelage.verifiers import VerifierSettings, verifier
 
 VALIDATION_SHARE = 0.05
+ARMS = ("labels", "answers", "probabilities")  # that a shallow student learns from
 
 
 def main() -> None:
@@ -47,8 +48,11 @@ def main() -> None:
         "--data", type=Path, required=True, help="JSONL of {prompt, label}; rows that the parent was trained or judged on are left out"
     )
     two.add_argument("--keep", type=int, default=14, help="layers of the student")
-    two.add_argument("--traffic", type=int, default=6000, help="rows that the parent answers, each learned once")
+    two.add_argument("--traffic", type=int, default=6000, help="rows that the parent answers")
+    two.add_argument("--passes", type=int, default=1, help="times that each of those is learned")
     two.add_argument("--labelled", type=int, default=1000, help="rows that have labels, learned as often as takes as many steps")
+    two.add_argument("--batch", type=int, default=8, help="rows a step: what was cut wants many steps more than smooth ones")
+    two.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     two.add_argument("--temperature", type=float, default=losses.TEMPERATURE, help="of the parent's probabilities")
     two.add_argument("--alpha", type=float, default=0.9, help="of the divergence; the rest is the parent's own answer")
     two.add_argument("--judge", type=int, default=500, help="held-out items")
@@ -124,7 +128,7 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
     runs = []
     for seed in options.seeds:
         rows["labels"] = random.Random(seed).sample(asked, options.labelled)
-        for arm in ("labels", "answers", "probabilities"):
+        for arm in options.arms:
             data, out = write(options.work / f"{arm}-{seed}.jsonl", rows[arm]), f"{arm}-{seed}"
             config = recipe.preset("balanced").model_copy(
                 update={
@@ -132,7 +136,8 @@ def shallow(options: argparse.Namespace) -> dict[str, Any]:
                     "strategy": "soft-targets" if arm == "probabilities" else "response",
                     "method": "full",
                     "learning_rate": 3e-4,
-                    "max_epochs": options.traffic // options.labelled if arm == "labels" else 1,
+                    "step_examples": options.batch,
+                    "max_epochs": options.passes * (options.traffic // options.labelled if arm == "labels" else 1),
                     "patience": 0,
                     "probe_tokens": 0,  # what was cut knows nothing for a while
                     "distill_temperature": options.temperature,

@@ -94,8 +94,9 @@ def run(arguments: argparse.Namespace, folder: Path, console: Console) -> dict[s
             for number in range(arguments.rounds):
                 for target in random.sample(running, len(running)):
                     mine = rounds.setdefault(target.name, {})
-                    for measure, take in [*wanted.items(), *([("cached", cached[target.name])] if target.name in cached else [])]:
-                        mine.setdefault(measure, []).append(take(target))
+                    with systems.alone(target, running):
+                        for measure, take in [*wanted.items(), *([("cached", cached[target.name])] if target.name in cached else [])]:
+                            mine.setdefault(measure, []).append(take(target))
                     mine.setdefault("memory", []).append({"mb": target.memory_mb()})
                     progress.advance(task)
                 # what was measured is not lost when a later part fails or is broken off

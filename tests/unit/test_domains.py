@@ -59,6 +59,21 @@ def test_traffic_larger_than_the_sample_keeps_its_small_domains() -> None:
     assert found[-1].size >= 45  # five of them were in the sample
 
 
+def test_what_all_requests_share_does_not_make_them_one_domain_when_they_are_compared_about_their_mean() -> None:
+    embeddings, texts = traffic(60, 60)
+    shared = embeddings + 2.0 * bundle(7, 1)
+    alike = (shared / np.linalg.norm(shared, axis=1, keepdims=True)).astype(np.float32)
+    assert [domain.size for domain in find(alike, texts)] == [120]
+    about_mean = discover(alike, texts, labels=[None] * 120, seed=0, settings=DiscoverySettings(directions=10))
+    assert [(domain.name, domain.size) for domain in about_mean] == [("apple", 60), ("bridge", 60)]
+
+
+def test_fewer_requests_than_directions_and_none_at_all_are_found_in_too() -> None:
+    about_mean = DiscoverySettings(directions=50)
+    assert discover(bundle(0, 40), ["sort"] * 40, labels=[None] * 40, seed=0, settings=about_mean) == []  # they differ by chance only
+    assert discover(np.zeros((0, DIMENSION), np.float32), [], labels=[], seed=0, settings=about_mean) == []
+
+
 def test_a_label_makes_a_domain_of_its_name_and_draws_in_its_like() -> None:
     embeddings, texts = traffic(80, 80)
     labels: list[str | None] = ["My Apples!"] * 40 + [None] * 120

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 # Natural requests of a hundred kinds, each too rare to be a domain of its own: rare groups join the one they resemble most, and no row
 # is called novel, for which `oos_auroc` has a figure of its own.
-BROAD = domains.DiscoverySettings(min_share=0.015, join_similarity=0.0, part_size=12, max_parts=64, novel_margin=2.0)
+BROAD = domains.DiscoverySettings(
+    min_share=0.015, min_similarity=0.2, directions=50, join_similarity=0.0, part_size=12, max_parts=64, novel_margin=2.0
+)
 
 
 @dataclass(frozen=True)

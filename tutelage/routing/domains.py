@@ -40,6 +40,7 @@ class DiscoverySettings:
     max_parts: int = 16  # centroids of a domain
     novel_percentile: float = 1.0  # of its own requests' similarities; less than this minus the margin is novel
     novel_margin: float = 0.05
+    directions: int | None = None  # of largest spread in which groups are compared, about the mean; None: embeddings as they are
     max_rows: int = 4000  # rows compared pairwise; more are sampled, because the cost is quadratic
     join_similarity: float | None = None  # down to this, groups too small for a domain join the one most similar; None: they are novel
 
@@ -218,9 +219,10 @@ def _cluster(embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: D
     least = max(settings.min_size, round(settings.min_share * len(rows)))
     sampled = sample(rows, settings.max_rows, seed)
     enough = least * len(sampled) / len(rows) if rows else 0
-    grouped = agglomerate(embeddings, sampled, settings.min_similarity)
+    compared = embeddings if settings.directions is None else _spread(embeddings, sampled, settings.directions)
+    grouped = agglomerate(compared, sampled, settings.min_similarity)
     if settings.join_similarity is not None:
-        grouped = _join(embeddings, grouped, enough, settings.join_similarity)
+        grouped = _join(compared, grouped, enough, settings.join_similarity)
     cores = [part for part in grouped if len(part) >= enough]
     index = DomainIndex([describe(str(i), embeddings, core, seed, settings) for i, core in enumerate(cores)])
     groups: dict[str, list[int]] = {}
@@ -228,6 +230,21 @@ def _cluster(embeddings: np.ndarray, rows: Sequence[int], seed: int, settings: D
         if assignment.domain is not None:
             groups.setdefault(assignment.domain, []).append(row)
     return [group for group in groups.values() if len(group) >= least]
+
+
+def _spread(embeddings: np.ndarray, rows: Sequence[int], directions: int) -> np.ndarray:
+    """The embeddings about the mean of `rows`, in the directions those differ most in (principal components), at length 1.
+
+    What all requests share, and what none of them vary in but by chance, says nothing about which of them belong together.
+    """
+    import numpy as np
+
+    chosen = embeddings[list(rows)]
+    mean = chosen.mean(axis=0) if rows else 0.0
+    axes = np.linalg.svd(chosen - mean, full_matrices=False)[2][:directions]
+    placed = (embeddings - mean) @ axes.T
+    lengths = np.linalg.norm(placed, axis=1, keepdims=True)
+    return np.asarray(placed / np.where(lengths > 0, lengths, 1.0), dtype=np.float32)
 
 
 def agglomerate(embeddings: np.ndarray, rows: Sequence[int], similarity: float) -> list[list[int]]:
