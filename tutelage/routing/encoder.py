@@ -88,7 +88,9 @@ class Encoder:
 
     def _compute(self, texts: list[str]) -> list[np.ndarray]:
         """Run the model over texts of similar length together, so that little padding is computed."""
-        encodings = self._tokenizer.encode_batch([_encodable(text[:MAX_CHARACTERS]) for text in texts])
+        shortened = [_encodable(text[:MAX_CHARACTERS]) for text in texts]
+        # one text is not worth waking the tokenizer's threads, which sleep on other cores
+        encodings = self._tokenizer.encode_batch(shortened) if len(shortened) > 1 else map(self._tokenizer.encode, shortened)
         ids = [_cut(encoding, self._max_tokens) for encoding in encodings]
         rows: dict[int, np.ndarray] = {}
         for batch in _batches([len(row) for row in ids]):

@@ -44,8 +44,9 @@ class Forest:
 
         at, following = self.roots, self.children.ravel()
         for _ in range(int(self.depth[0])):  # a leaf leads to itself, so that no tree need be asked whether it is done
-            at = following[2 * at + (row[self.feature[at]] > self.threshold[at])]
-        return np.asarray(self.value[at].mean(axis=0))
+            # `take` costs a third less than brackets for so few
+            at = following.take(2 * at + (row.take(self.feature.take(at)) > self.threshold.take(at)))
+        return np.asarray(self.value.take(at, axis=0).mean(axis=0))
 
 
 DEFAULTS = ForestSettings()
