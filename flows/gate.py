@@ -14,6 +14,7 @@ from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.packing import pack
 from flows.students import CHAMPIONS, EARLIER, Student
 from flows.workshop import Cycle, connected, load_adapter, run_stage, tell
 from tutelage.evolution.canaries import inflated
@@ -97,14 +98,10 @@ async def register(cycle: Cycle, judged: Sequence[Judged]) -> None:
 @task(cache_policy=NO_CACHE, retries=1, retry_delay_seconds=5, task_run_name="package-{judged.student.name}")
 async def package(cycle: Cycle, judged: Judged) -> None:
     """A student that is promoted, or may be, becomes a Bento that serves on its own: `bentoml serve NAME:VERSION`."""
-    student, manifest = judged.student, judged.student.manifest()
-    arguments = ["-m", "bentos.tier.package", "--student-name", student.name, "--adapter", str(student.folder / "adapter")]
-    arguments += ["--digest", manifest["adapter_digest"], "--base", str(cycle.state.models / "smollm2-135m-instruct")]
-    told = await run_stage(cycle, "package", [*arguments, "--label", f"cycle={cycle.id}"], student=student.name)
-    tag = json.loads(told.splitlines()[-1])["tag"]
+    student = judged.student
+    digest = student.manifest()["adapter_digest"]
     async with connected(cycle) as pool:
-        await registry.complete_version(pool, student.name, student.version, bento=tag)
-    tell("package", f"bento {tag}", student=student.name)
+        await pack(cycle, pool, student=student.name, version=student.version, folder=student.folder, digest=digest)
 
 
 @task(cache_policy=NO_CACHE, task_run_name="rollout-{judged.student.name}")

@@ -17,7 +17,8 @@ from typing import Any
 
 from flows.beside import command, looking
 from flows.desk import WORD, Desk
-from flows.workshop import load_adapter, tell
+from flows.packing import pack
+from flows.workshop import Cycle, StageFailed, load_adapter, tell
 from tutelage.errors import AdapterRejected, BackendFailed, PromotionConflict
 from tutelage.evolution.review import NAMES, TIERS, UNKNOWN, Mark, Order, moved, orders
 from tutelage.fleet.tiers import Wanted
@@ -25,7 +26,7 @@ from tutelage.settings import Home
 from tutelage.stores import evidence as standing
 from tutelage.stores import registry, reviews
 from tutelage.stores.database import Pool, open_pool
-from tutelage.stores.evidence import Rollout
+from tutelage.stores.evidence import Rollout, Version
 from tutelage.stores.registry import Action, Decision, Pointer
 from tutelage.stores.reviews import Slot
 
@@ -61,6 +62,22 @@ async def look(office: Office, desk: Desk) -> list[str]:
             if slot.student in done:
                 await _project(office.pool, desk, slot, names[slot.student])
     return told
+
+
+async def pack_those_moved_up(office: Office, tried: set[Version]) -> None:
+    """A Bento for everybody who answers as more than a student, or may soon, and has none. One that cannot be made is told once and noted
+    in `tried`: the next process tries again."""
+    for slot in await reviews.slots(office.pool):
+        for version in slot.unpacked():
+            path, digest = slot.files[version]
+            if (slot.student, version) in tried:
+                continue
+            tried.add((slot.student, version))
+            cycle = Cycle("review", slot.tenant_id, "", office.home.root, office.config_dir, "")  # for where state lies; nothing runs
+            try:
+                await pack(cycle, office.pool, student=slot.student, version=version, folder=Path(path), digest=digest)
+            except StageFailed as failed:
+                tell("review", f"v{version} serves without a Bento: {failed.message}", student=slot.student)
 
 
 async def _obey(office: Office, desk: Desk, slot: Slot, names: Mapping[str, str], written: Mapping[str, Mark]) -> list[str]:
@@ -219,6 +236,7 @@ async def serve(home: Home, config_dir: Path, database_url: str, every: float | 
     """Look until cancelled, or once; MLflow is imported when there is anything to review."""
     pool = await open_pool(database_url, size=2)
     office, desk = Office(pool, home, config_dir), None
+    tried: set[Version] = set()
 
     async def once() -> None:
         nonlocal desk
@@ -226,6 +244,7 @@ async def serve(home: Home, config_dir: Path, database_url: str, every: float | 
             desk = Desk(home.environment()["MLFLOW_TRACKING_URI"])
         for line in await look(office, desk) if desk is not None else ():
             tell("review", line)
+        await pack_those_moved_up(office, tried)
 
     try:
         await looking(once, every=every)

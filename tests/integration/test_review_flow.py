@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from fakes import build_tiny_adapter, build_tiny_base
 
 from flows.desk import Desk
-from flows.review import Office, look
+from flows.review import Office, look, pack_those_moved_up
 from flows.watch import Rules
 from flows.watch import look as watch
 from tutelage.errors import PromotionConflict
@@ -266,3 +267,34 @@ async def test_an_order_that_comes_between_two_looks_of_the_engine_is_carried_ou
 
     assert await review.served() == [(1, "student")]
     assert (await registry.pointer(pool, TENANT.id, "sums")).sequence == 3
+
+
+async def test_a_version_that_is_moved_up_becomes_a_bento_and_one_that_cannot_is_told_once(
+    review: Review, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool, home, tried = review.office.pool, review.office.home, set[tuple[str, int]]()
+    base_dir = build_tiny_base(home.models / "smollm2-135m-instruct")
+    digest = build_tiny_adapter(base_dir, home.root / "s" / "v1" / "adapter")
+    await pool.execute("update versions set path = $1, digest = $2 where version = 1", str(home.root / "s" / "v1"), digest)
+    for number in (2, 3):
+        await registry.complete_version(pool, STUDENT, number, bento=f"made:{number}")
+    await decide(pool, "rollback", 2, Pointer(0, STUDENT, 1, "student"))
+    await pack_those_moved_up(review.office, tried)
+    assert await bento(pool, 1) is None, "a student's own tier needs none"
+
+    await decide(pool, "promote", 1, Pointer(0, STUDENT, 1, "ta"))
+    await pack_those_moved_up(review.office, tried)
+    tag = await bento(pool, 1)
+    assert tag is not None
+    assert (home.folder("bentoml") / "bentos" / tag.replace(":", "/") / "bento.yaml").is_file()
+
+    await pool.execute("update versions set bento = null, digest = 'another' where version = 1")
+    await pack_those_moved_up(review.office, set())
+    assert "v1 serves without a Bento" in capsys.readouterr().out
+    await pack_those_moved_up(review.office, {(STUDENT, 1)})
+    assert "without a Bento" not in capsys.readouterr().out
+
+
+async def bento(pool: Pool, version: int) -> str | None:
+    tag: str | None = await pool.fetchval("select bento from versions where student = $1 and version = $2", STUDENT, version)
+    return tag

@@ -18,7 +18,7 @@ from tutelage.stores.evidence import Version
 
 UNABLE = ("training", "abandoned", "quarantined")
 VERSIONS = """
-    select s.name, s.tenant_id, s.domain, v.version, v.status, v.awaits, v.mlflow_version, v.path, v.digest,
+    select s.name, s.tenant_id, s.domain, v.version, v.status, v.awaits, v.mlflow_version, v.path, v.digest, v.bento,
         (select coalesce(max(p.sequence), 0) from promotions p where p.tenant_id = s.tenant_id and p.domain = s.domain) as sequence,
         coalesce(p.sequence, 0) as told, p.shown, p.meant
     from versions v join students s on s.name = v.student left join projections p on p.student = s.name
@@ -40,10 +40,18 @@ class Slot:
     published: Mapping[str, int]
     status: Mapping[int, str]
     files: Mapping[int, tuple[str, str]]  # folder and digest
+    packed: frozenset[int]  # versions that are Bentos
     sequence: int
     told: int
     shown: Names | None
     meant: Names
+
+    def unpacked(self) -> list[int]:
+        """Who answers above the tier of a student, or may soon, and is no Bento: the gate packs what it promotes, not what is moved up
+        later, by a person or by what it showed."""
+        held = self.standing
+        above = [held.champion if held.tier != "student" else None, held.challenger]
+        return [version for version in above if version is not None and version not in self.packed]
 
     def number(self, version: int) -> str:
         """MLflow's number of a version."""
@@ -76,7 +84,7 @@ def _slot(rows: list[Any], champions: Mapping[Version, registry.Champion], going
     return Slot(
         name, first["tenant_id"], first["domain"], standing, rollout.percent if rollout else 0,
         {row["mlflow_version"]: v for v, row in mine.items()}, {v: row["status"] for v, row in mine.items()},
-        {v: (row["path"], row["digest"] or "") for v, row in mine.items()},
+        {v: (row["path"], row["digest"] or "") for v, row in mine.items()}, frozenset(v for v, row in mine.items() if row["bento"]),
         first["sequence"], first["told"], first["shown"], first["meant"] or {},
     )  # fmt: skip
 
