@@ -47,7 +47,7 @@ def main() -> None:
     two.add_argument(
         "--data", type=Path, required=True, help="JSONL of {prompt, label}; rows that the parent was trained or judged on are left out"
     )
-    two.add_argument("--keep", type=int, default=14, help="layers of the student")
+    two.add_argument("--keep", type=int, default=13, help="layers of the student")
     two.add_argument("--traffic", type=int, default=6000, help="rows that the parent answers")
     two.add_argument("--passes", type=int, default=1, help="times that each of those is learned")
     two.add_argument("--labelled", type=int, default=1000, help="rows that have labels, learned as often as takes as many steps")
