@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import valkey.asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tutelage.errors import LimitReached
 from tutelage.fleet import engines
-from tutelage.gateway.admission import Admission, Estimate, Lost, Meter, Party, Used
+from tutelage.gateway.admission import Admission, Call, Estimate, Lost, Meter, Party, Used
 from tutelage.gateway.limits import Limits
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -110,7 +112,7 @@ async def test_a_refused_request_says_when_to_come_back_and_uses_up_nothing(work
             pass
     assert 20 <= (refused.value.retry_after or 0) <= 30  # two a minute: half a minute for one more
     client = await _client(workers[0])
-    assert await client.get(who.counters(NOW)[1]) == b"2"
+    assert await client.get(f"{who.head}:day:20260601") == b"2"
 
 
 async def test_spend_is_reserved_before_and_settled_after(workers: list[Admission]) -> None:
@@ -145,12 +147,99 @@ async def test_a_key_has_its_own_limit_within_its_tenants(workers: list[Admissio
     assert told["large"] == ["answered"] * 3 + ["limit of this tenant"]
 
 
+class OneByOne:
+    """Limits of a tenant and its keys, plainly: what a batch must come to, one request after the other."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, tuple[Party, ...]] = {}
+        self.slots: dict[str, set[str]] = {}
+        self.queries: dict[str, int] = {}
+        self.cost: dict[str, int] = {}
+
+    def admit(self, name: str, parties: tuple[Party, ...], cost: int) -> tuple[str, int]:
+        for place, who in enumerate(parties):
+            limits = who.limits
+            if limits.concurrent is not None and len(self.slots.get(who.head, ())) >= limits.concurrent:
+                return "concurrent", place
+            if limits.queries_per_day is not None and self.queries.get(who.head, 0) >= limits.queries_per_day:
+                return "queries_per_day", place
+            if limits.spend_per_month_microusd is not None and self.cost.get(who.head, 0) + cost > limits.spend_per_month_microusd:
+                return "spend_per_month_microusd", place
+        self.running[name] = parties
+        for who in parties:
+            self.slots.setdefault(who.head, set()).add(name)
+            self.queries[who.head] = self.queries.get(who.head, 0) + 1
+            self.cost[who.head] = self.cost.get(who.head, 0) + cost
+        return "none", 0
+
+    def end(self, name: str, queries: int, cost: int) -> tuple[str, int]:
+        if name not in self.running:
+            return "gone", 0
+        for who in self.running.pop(name):
+            self.slots[who.head].discard(name)
+            self.queries[who.head] -= queries
+            self.cost[who.head] -= cost
+        return "none", 0
+
+
+BATCHES = st.lists(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("admit"), st.integers(0, 2), st.integers(0, 40)),
+            st.tuples(st.just("end"), st.integers(0, 30), st.integers(0, 1), st.integers(-5, 20)),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=BATCHES)
+def test_a_batch_comes_to_what_its_requests_come_to_one_by_one(servers: engines.Engines, ledger: Ledger, batches: list[list[Any]]) -> None:
+    """Whatever goes in one call: ends first, then who asks, in order; nothing is taken by one that is refused."""
+    tenant = party(concurrent=6, queries_per_day=8, spend_per_month_microusd=150)
+    keys = [Party("key", tenant.id, "few", Limits(concurrent=2)), Party("key", tenant.id, "poor", Limits(spend_per_month_microusd=90))]
+    groups = [(tenant,), *((tenant, key) for key in keys)]
+
+    async def play() -> None:
+        admission, plain = build(servers.valkey_url, ledger), OneByOne()
+        client = await _client(admission)
+        for who in (tenant, *keys):
+            await admission._set(f"{who.head}:day:20260601", 0, f"{who.head}:month:202606", 0)
+        asked: list[tuple[str, tuple[Party, ...]]] = []
+        try:
+            for batch in batches:
+                calls, expected = [], []
+                for _, which, queries, cost in [one for one in batch if one[0] == "end" and one[1] < len(asked)]:
+                    name, parties = asked[which]
+                    calls.append(Call("end", Meter(name, parties, NOW, NOTHING).standing, name, (queries, 0, cost)))
+                    expected.append(plain.end(name, queries, cost))
+                for _, group, cost in [one for one in batch if one[0] == "admit"]:
+                    asked.append((name := uuid.uuid4().hex, parties := groups[group]))
+                    values = (60_000, 0, cost, tenant.id, "a key", NOW.isoformat())
+                    calls.append(Call("admit", Meter(name, parties, NOW, NOTHING).standing, name, values))
+                    expected.append(plain.admit(name, parties, cost))
+                assert [(limit, place) for limit, place, _ in await admission._decide(calls)] == expected
+            for who in (tenant, keys[0]):
+                assert {name.decode() for name in await client.zrange(f"{who.head}:slots", 0, -1)} == plain.slots.get(who.head, set())
+            for who in (tenant, keys[1]):
+                assert int(await client.get(f"{who.head}:month:202606")) == plain.cost.get(who.head, 0)
+            assert int(await client.get(f"{tenant.head}:day:20260601")) == plain.queries.get(tenant.head, 0)
+        finally:
+            await admission.close()
+
+    asyncio.run(play())
+
+
 async def test_an_emptied_valkey_grants_no_second_quota(workers: list[Admission], ledger: Ledger) -> None:
     who = party(queries_per_day=10)
     assert [await answer(workers[0], who) for _ in range(8)] == ["answered"] * 8
     ledger.queries = 8
     client = await _client(workers[0])
-    await client.delete(*who.counters(NOW))
+    await client.delete(f"{who.head}:day:20260601", f"{who.head}:month:202606")
     told = await asyncio.gather(*(answer(workers[n % 3], who) for n in range(9)))
     assert told.count("answered") == 2
     assert ledger.asked >= 2

@@ -160,6 +160,7 @@ def start_valkey(home: Home) -> str:
         socket.unlink(missing_ok=True)
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "700", "--dir", str(folder)]
         command += ["--appendonly", "yes", "--appendfsync", "everysec", "--maxmemory", "512mb"]
+        command += ["--auto-aof-rewrite-min-size", "256mb"]  # each rewrite forks: the next commands take tens of milliseconds
         command += ["--maxmemory-policy", "noeviction"]  # counters must not be evicted; the cache bounds itself
         processes.start(home, "valkey", command)
     _wait_for_socket(socket, home)

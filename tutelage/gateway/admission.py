@@ -76,29 +76,20 @@ class Party:
         few = (limit is not None and limit < MANY for limit in (limits.concurrent, limits.queries_per_day))
         return not any(few) and limits.tokens_per_minute is None and limits.spend_per_month_microusd is None
 
-    def counters(self, now: datetime) -> list[str]:
-        """The names of its counters, in the order of LIMITS."""
-        head = f"tutelage:{self.scope}:{self.tenant_id}:{self.id}"
-        return [f"{head}:slots", f"{head}:day:{now:%Y%m%d}", f"{head}:rate", f"{head}:tokens", f"{head}:month:{now:%Y%m}"]
+    @property
+    def head(self) -> str:
+        """How the names of its counters begin."""
+        return f"tutelage:{self.scope}:{self.tenant_id}:{self.id}"
 
     def bounds(self) -> list[int]:
         """Its limits in the order of LIMITS; -1 for none."""
         return [-1 if (limit := getattr(self.limits, name)) is None else limit for name in LIMITS]
 
 
-class Standing(NamedTuple):
-    """What scripts/limits.lua must know of a request's parties: the names of all their counters and all their bounds, as JSON."""
-
-    counters: orjson.Fragment
-    bounds: orjson.Fragment
-
-
 @lru_cache(maxsize=10_000)
-def _standing(parties: tuple[Party, ...], day: date) -> Standing:
-    now = datetime(day.year, day.month, day.day)
-    counters = [name for party in parties for name in party.counters(now)]
-    bounds = [bound for party in parties for bound in party.bounds()]
-    return Standing(orjson.Fragment(orjson.dumps(counters)), orjson.Fragment(orjson.dumps(bounds)))
+def _standing(parties: tuple[Party, ...], day: date) -> bytes:
+    """What scripts/limits.lua must know of a request's parties, as JSON."""
+    return orjson.dumps([[party.head, f"{day:%Y%m%d}", party.bounds()] for party in parties])
 
 
 @dataclass(frozen=True)
@@ -122,7 +113,7 @@ class Meter:
     taken: Estimate | None = None
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> bytes:
         return _standing(self.parties, self.at.date())
 
     def settle(self, *, tokens: int, cost_microusd: int) -> None:
@@ -180,10 +171,8 @@ class Call(NamedTuple):
     """One request as scripts/limits.lua wants it."""
 
     verb: Literal["admit", "end"]
-    running: str
+    standing: bytes
     request_id: str
-    counters: orjson.Fragment | list[str]
-    bounds: orjson.Fragment | list[int]
     values: tuple[int | str, ...]
 
 
@@ -221,7 +210,6 @@ class Admission:
         self._day = self._clock().date()  # which the shares are of
         self._doubtful: list[Meter] = []  # ended; Valkey may have granted them without our hearing of it
         self._worker = uuid.uuid4().hex[:12]
-        self._runs = _running(self._worker)
         self.workers = 1
 
     @property
@@ -241,7 +229,8 @@ class Admission:
             try:
                 limit, party, wait_ms = await self._ask(meter)
             except FAULTS as failed:
-                log.warning("limits are counted in this worker for a while: %r", failed)
+                if not self.degraded:  # one line an outage, not one a request
+                    log.warning("limits are counted in this worker for a while: %r", failed)
                 self._down_until = self._monotonic() + self._pause
                 meter.doubtful = True
                 break
@@ -317,33 +306,36 @@ class Admission:
         if not await self._client.set(f"tutelage:worker:{worker}:burial", self._worker, nx=True, ex=BURIAL_SECONDS):
             return
         for request_id, kept in (await self._client.hgetall(_running(worker))).items():
-            _, running, _, counters, bounds, _, tokens, cost, tenant_id, key_id, at = orjson.loads(kept)
+            standing, call = kept.split(b"\n")
+            _, _, _, _, tokens, cost, tenant_id, key_id, at = orjson.loads(call)
             reserved = Estimate(int(tokens), int(cost))
             billed = await self._lost(Lost(request_id.decode(), tenant_id, key_id, datetime.fromisoformat(at), reserved))
             back = (0, reserved.tokens - billed.tokens, reserved.cost_microusd - billed.cost_microusd)
-            await self._decide([Call("end", running, request_id.decode(), counters, bounds, back)])
+            await self._decide([Call("end", standing, request_id.decode(), back)], worker)
         await self._client.srem(WORKERS, worker)
         await self._client.delete(_running(worker), _missing(worker))
 
     async def _ask(self, meter: Meter) -> tuple[str, Party, int]:
         reserved, whose = meter.reserved, meter.parties
         values = (self._slot_ms, reserved.tokens, reserved.cost_microusd, whose[0].tenant_id, whose[-1].id, meter.at.isoformat())
-        limit, party, wait_ms = await self._decisions(Call("admit", self._runs, meter.request_id, *meter.standing, values))
+        limit, party, wait_ms = await self._decisions(Call("admit", meter.standing, meter.request_id, values))
         return limit, meter.parties[party], wait_ms
 
-    async def _decide(self, calls: list[Call]) -> list[tuple[str, int, int]]:
-        """One round trip for all calls. Raises FAULTS; what was granted unheard of is given back by later beats."""
+    async def _decide(self, calls: list[Call], worker: str | None = None) -> list[tuple[str, int, int]]:
+        """One round trip for all calls, of this worker or for a dead one. Raises FAULTS; what was granted unheard of is given back by later
+        beats."""
         if self.degraded:
             raise TimeoutError("Valkey did not answer a moment ago")
-        asked = orjson.dumps([[*call[:5], *call.values] for call in calls])
+        places = {standing: place for place, standing in enumerate(dict.fromkeys(call.standing for call in calls), start=1)}
+        asked = [[call.verb, places[call.standing], call.request_id, *call.values] for call in calls]
         async with within(self._deadline):
-            told = await self._script(args=[asked])
+            told = await self._script(args=[_running(worker or self._worker), orjson.dumps([[*map(orjson.Fragment, places)], asked])])
         return [(limit, int(party), int(wait_ms)) for limit, party, wait_ms in orjson.loads(told)]
 
     async def _remember(self, party: Party, meter: Meter) -> None:
         """Set counters that are gone from what the ledger says; the first worker to do so wins."""
         used = await self._used(party, meter.at)
-        _, day, _, _, month = party.counters(meter.at)
+        day, month = f"{party.head}:day:{meter.at:%Y%m%d}", f"{party.head}:month:{meter.at:%Y%m}"
         try:
             await asyncio.wait_for(self._set(day, used.queries, month, used.cost_microusd), self._deadline)
         except FAULTS as failed:
@@ -380,7 +372,7 @@ class Admission:
         """Give back in Valkey, where it is done once however often it is asked for. Nobody waits for it."""
         taken = meter.taken or Estimate(0, 0)
         unused = (int(meter.taken is None), meter.reserved.tokens - taken.tokens, meter.reserved.cost_microusd - taken.cost_microusd)
-        call = Call("end", self._runs, meter.request_id, *meter.standing, unused)
+        call = Call("end", meter.standing, meter.request_id, unused)
         self._decisions.send(call, lambda failed: self._later(meter, failed), linger=all(party.roomy for party in meter.parties))
 
     def _later(self, meter: Meter, failed: Exception) -> None:

@@ -203,7 +203,8 @@ class Cache:
         try:
             return await (looking or self._looks.begin(key))
         except FAULTS as failed:
-            log.warning("cache look-up failed, treated as a miss: %r", failed)
+            if not self._down:  # one line an outage, not one a request
+                log.warning("cache look-ups are misses for a while: %r", failed)
             self._down_until = self._clock() + PAUSE_SECONDS
             return None
 
@@ -225,14 +226,11 @@ class Cache:
         return Entry(*orjson.loads(content))
 
     async def _set(self, kept: list[Keeping]) -> list[None]:
-        keys: list[str] = []
         values: list[Any] = [*self._bounds]
         for one in kept:
-            head = f"tutelage:cached:{one.key.tenant_id}"
-            keys += (str(one.key), f"{head}:order", f"{head}:sizes", f"{head}:bytes", "tutelage:cached:bytes")
-            values += (one.value, one.seconds)
+            values += (f"tutelage:cached:{one.key.tenant_id}", one.value, one.seconds)
         async with asyncio.timeout(10 * self._deadline):  # nobody waits for it
-            await self._script(keys=keys, args=values)
+            await self._script(keys=[str(one.key) for one in kept], args=values)
         return [None] * len(kept)
 
     def _unkept(self, failed: Exception) -> None:
