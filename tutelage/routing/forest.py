@@ -19,7 +19,7 @@ ARRAYS = ("roots", "feature", "threshold", "children", "value", "depth")
 class ForestSettings:
     """`leaf`: fewest rows in a leaf, of which there are at most about `leaves` a tree; `share` of the features is tried at each split."""
 
-    trees: int = 300
+    trees: int = 600
     leaf: int = 5
     leaves: int = 300
     share: float = 0.25
