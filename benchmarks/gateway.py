@@ -270,7 +270,7 @@ def plots(report: dict[str, Any], folder: Path) -> None:
 
 def machine() -> str:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()} of {sys.base_prefix}"
     return f"{os.cpu_count()} cores {cpu or platform.processor()}, {system}"
 
 

@@ -287,12 +287,13 @@ def free_port() -> int:
 
 
 def _environment(folder: Path, requirement: str) -> Path:
-    """The interpreter of a virtual environment that holds `requirement` and nothing of ours."""
-    python = folder / "bin/python"
-    if not (folder / ".installed").exists():
-        _install([sys.executable, "-m", "uv", "venv", "--quiet", "--clear", "--python", "3.11", str(folder)])
+    """The interpreter of a virtual environment that holds `requirement` and nothing of ours; it is of the same Python as ours."""
+    python, installed = folder / "bin/python", folder / ".installed"
+    ours = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    if not installed.exists() or installed.read_text() != str(ours):
+        _install([sys.executable, "-m", "uv", "venv", "--quiet", "--clear", "--python", str(ours), str(folder)])
         _install([sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python), requirement])
-        (folder / ".installed").touch()
+        installed.write_text(str(ours))
     return python
 
 

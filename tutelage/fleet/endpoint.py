@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import yarl
 
+from tutelage.deadlines import Deadline
 from tutelage.errors import BackendErred, BackendFailed, BackendRefused
 from tutelage.fleet import retries
 from tutelage.fleet.breaker import Breaker, State
@@ -189,12 +190,11 @@ class Endpoint:
         raise BackendFailed(f"model {self.name} failed too often and is left alone for {seconds:.0f} s", retry_after=max(1, round(seconds)))
 
     async def _whole(self, body: bytes, ends: float, replica: Replica) -> bytes:
-        with Call(replica, self._monotonic, self._deadlines):
-            async with asyncio.timeout_at(ends):
-                async with await replica.connections.post(body) as response:
-                    if response.status != 200:
-                        raise await self._unwanted(response)
-                    return await response.read(MOST_BYTES)
+        with Call(replica, self._monotonic, self._deadlines), Deadline(ends):
+            async with await replica.connections.post(body) as response:
+                if response.status != 200:
+                    raise await self._unwanted(response)
+                return await response.read(MOST_BYTES)
 
     async def _unwanted(self, response: Response) -> Exception:
         """What a status other than 200 amounts to."""
@@ -213,15 +213,15 @@ class Endpoint:
     async def _streamed(self, body: bytes, ends: float, replica: Replica) -> AsyncGenerator[bytes, None]:
         loop, parser, wait = asyncio.get_running_loop(), EventParser(), self._deadlines.first_token
         with Call(replica, self._monotonic, self._deadlines):
-            async with asyncio.timeout_at(min(ends, loop.time() + wait)):
+            with Deadline(min(ends, loop.time() + wait)):
                 response = await replica.connections.post(body)
             async with response:
                 if response.status != 200:
-                    async with asyncio.timeout_at(ends):
+                    with Deadline(ends):
                         raise await self._unwanted(response)
                 pieces = response.pieces(MOST_STREAM_BYTES)
                 while True:
-                    async with asyncio.timeout_at(min(ends, loop.time() + wait)):
+                    with Deadline(min(ends, loop.time() + wait)):
                         piece = await anext(pieces, None)
                     if piece is None:
                         raise Failed("its stream ended before it was done", again=wait is self._deadlines.first_token)

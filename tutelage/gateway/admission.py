@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import orjson
-import valkey.asyncio
 from valkey.exceptions import ValkeyError
 
 from tutelage.errors import LimitReached
 from tutelage.gateway.batching import Batched
 from tutelage.gateway.limits import Limits
 from tutelage.gateway.patience import within
+from tutelage.stores import counters
 from tutelage.tasks import end
 
 log = logging.getLogger(__name__)
@@ -92,8 +92,7 @@ def _standing(parties: tuple[Party, ...], day: date) -> bytes:
     return orjson.dumps([[party.head, f"{day:%Y%m%d}", party.bounds()] for party in parties])
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     """What a request may take before anybody knows: tokens in and out, micro-dollars."""
 
     tokens: int
@@ -193,7 +192,7 @@ class Admission:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
+        self._client = counters.connect(url, connect_seconds=deadline_seconds)
         self._script = self._client.register_script(SCRIPT.read_text())
         self._decisions: Batched[Call, tuple[str, int, int]] = Batched(self._decide, linger_seconds=LINGER_SECONDS)
         self._used = used

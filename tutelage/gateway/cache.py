@@ -14,18 +14,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Container
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import orjson
-import valkey.asyncio
 from cachetools import LRUCache
 from valkey.exceptions import ValkeyError
 
 from tutelage.gateway.batching import Batched
 from tutelage.gateway.patience import within
 from tutelage.records import Tier
+from tutelage.stores import counters
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ FAULTS = (TimeoutError, ValkeyError, OSError)
 Found = Literal["exact", "stale", "miss"]
 
 
-@dataclass(frozen=True, slots=True)
-class CacheKey:
+class CacheKey(NamedTuple):
     """Whose answer to what, under which policy: the digest is keyed by a secret, so a key tells nothing of the prompt."""
 
     tenant_id: str
@@ -70,9 +68,11 @@ class Entry(NamedTuple):
 
 
 class Servable(NamedTuple):
-    """What may be given again: answers of these lineages that meet the threshold there is now."""
+    """What may be given again: answers of these configured models, and of these versions of the tenant's students, that meet the threshold
+    there is now."""
 
-    lineages: Container[str]
+    models: Container[str]
+    students: Container[str]
     threshold: float
 
 
@@ -107,7 +107,7 @@ class Cache:
         total_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._client = valkey.asyncio.from_url(url, socket_connect_timeout=deadline_seconds)
+        self._client = counters.connect(url, connect_seconds=deadline_seconds)
         self._script = self._client.register_script(SCRIPT.read_text())
         self._secret = hashlib.blake2b(secret, digest_size=32, person=b"cache").digest()
         self._deadline = deadline_seconds
@@ -138,7 +138,7 @@ class Cache:
     def _told(self, entry: Entry | None, servable: Servable) -> Found:
         if entry is None or entry.expires_at <= self._clock():
             return "miss"
-        if entry.lineage not in servable.lineages:
+        if entry.lineage not in servable.models and entry.lineage not in servable.students:
             return "stale"
         return "exact" if entry.standard >= servable.threshold else "miss"  # a threshold that was raised may fall again
 

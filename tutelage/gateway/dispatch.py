@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tutelage.errors import BackendErred, BackendFailed, BackendRefused, InvalidRequest, ModelNotFound, Unavailable
@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 TIERS: tuple[Tier, ...] = ("student", "ta", "teacher")
 
 
-@dataclass(frozen=True)
-class Alone:
+class Alone(NamedTuple):
     """The one model that answers without being judged. `most_microusd`: what its answer may cost; None: whatever it costs. `recalled`:
     earlier answers that it, and no fallback of it, is given in context. `digest`: of the student's version; None: it is no student."""
 
@@ -113,7 +112,7 @@ class Dispatch:
         step = plan.steps[0]
         alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], plan.shape, plan.reason)
         recalled = _recalled(step, placed)
-        return replace(alone, chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd, recalled=recalled)
+        return alone._replace(chosen=_chosen(planned, plan.propensity), most_microusd=step.most_microusd, recalled=recalled)
 
     def _named(self, request: openai.Chat, view: TenantView, placed: Placed) -> Alone:
         """Whoever the client named. While a challenger is on its way to a student's place, its share of the requests is its own here too;
@@ -159,7 +158,7 @@ class Dispatch:
 
     def servable(self, view: TenantView) -> Servable:
         """Which kept answers may be given again."""
-        return Servable(view.lineages.union(self._models.lineages.values()), self._planning.policy(view).threshold)
+        return Servable(self._models.servable, view.lineages, self._planning.policy(view).threshold)
 
     def policy(self, asked: Asked, view: TenantView) -> str:
         """What decides who answers, beside the models themselves and the threshold."""
@@ -255,7 +254,7 @@ class Dispatch:
     def _fallback(self, planned: Planned) -> Alone:
         step = planned.plan.steps[0]
         alone = self._configured(step.candidate.tier, self._models.by_name[step.candidate.name][1], "parallel", planned.plan.reason)
-        return replace(alone, chosen=_chosen(planned, None), most_microusd=step.most_microusd)
+        return alone._replace(chosen=_chosen(planned, None), most_microusd=step.most_microusd)
 
     async def _answer_of(self, request: openai.Chat, step: Step, placed: Placed) -> Answer | None:
         chain = [self._models.by_name[step.candidate.name][1]]

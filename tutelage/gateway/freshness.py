@@ -7,16 +7,14 @@ know where answers are kept.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["private", "time-bound", "personal", "factual", "general"]
 FACTUAL_SECONDS = 7 * 86_400
 LONGEST_LOOK = 4_000  # characters: what makes a question personal or of the moment stands at its beginning or end
 
 
-@dataclass(frozen=True)
-class Freshness:
+class Freshness(NamedTuple):
     """`seconds` 0: not to be kept."""
 
     kind: Kind
@@ -64,7 +62,7 @@ TELLING = {
     "mes", "notre", "nos", "je", "j", "mi", "mis", "tengo", "estoy", "necesito", "quiero", "invoice", "ticket", "account", "customer",
     "policy", "tracking",
 }  # fmt: skip
-BEGINNINGS = ("aktuell", "mein", "unser", "nuestr")  # of more words
+PARTS = ("@", "+", "aktuell", "mein", "unser", "nuestr")  # or one of these, the last four as beginnings of words
 WORDS = re.compile(r"[^\W\d_]+")
 FACTUAL = re.compile(
     r"""\W*(
@@ -81,8 +79,8 @@ FACTUAL = re.compile(
 
 
 def _may_tell(text: str) -> bool:
-    words = WORDS.findall(text.lower())
-    return not TELLING.isdisjoint(words) or "@" in text or "+" in text or any(word.startswith(BEGINNINGS) for word in words)
+    lowered = text.lower()
+    return not TELLING.isdisjoint(WORDS.findall(lowered)) or any(part in lowered for part in PARTS)
 
 
 def freshness(text: str, *, default_seconds: int) -> Freshness:

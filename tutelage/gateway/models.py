@@ -28,6 +28,11 @@ class Models:
         return {entry.name: _lineage(entry) for entry, _ in self.configured}
 
     @cached_property
+    def servable(self) -> frozenset[str]:
+        """The lineages of all configured models."""
+        return frozenset(self.lineages.values())
+
+    @cached_property
     def _without_fallbacks(self) -> set[str]:
         return {entry.name for entry, _ in self.configured if not entry.fallbacks}
 

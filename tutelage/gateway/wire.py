@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tutelage.deadlines import Deadline
 from tutelage.errors import BodyBrokenOff, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout, TutelageError
 from tutelage.gateway import openai
 from tutelage.telemetry import Metrics
@@ -136,7 +137,7 @@ async def read_body(request: Request, *, most_bytes: int, seconds: float) -> byt
         raise BodyTooLarge(f"the body has {declared} bytes; at most {most_bytes} are accepted")
     received, more = bytearray(), True
     try:
-        async with asyncio.timeout(seconds):
+        with Deadline(asyncio.get_running_loop().time() + seconds):
             while more:
                 message = await request.receive()
                 if message["type"] == "http.disconnect":
@@ -170,7 +171,7 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def in_time(message: Message) -> None:
-            async with asyncio.timeout(self._seconds):
+            with Deadline(asyncio.get_running_loop().time() + self._seconds):
                 await send(message)
 
         try:

@@ -9,8 +9,10 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -34,6 +36,7 @@ LEDGER = (
     "finish_reason", "prompt_tokens", "completion_tokens", "tokens_estimated", "cost_microusd", "latency_ms", "endpoint", "strategy",
     "propensity", "explored", "policy_version", "similarity",
 )  # fmt: skip
+LEDGER_OF = attrgetter(*LEDGER)
 ATTEMPT_COLUMNS = ("model", "tier", "digest", "answer", "score", "confidence", "accepted", "reason", "cost_microusd")
 REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError)
 
@@ -58,7 +61,10 @@ class Recorder:
         self._flush = flush_seconds
         self._batch = batch_rows
         self._deadline = deadline_seconds
-        self._queue: asyncio.Queue[_Entry] = asyncio.Queue(MOST_QUEUED)
+        self._queue: deque[_Entry] = deque()
+        self._came = asyncio.Event()  # set while something is queued
+        self._done = asyncio.Event()  # set while nothing is queued or being written
+        self._done.set()
         self._connection: Any = None  # one of its own: what a pool does at every return costs as much as the statement
         self._task: asyncio.Task[None] | None = None
 
@@ -68,7 +74,7 @@ class Recorder:
     async def stop(self) -> None:
         """Write what is queued, then end."""
         if self._task:
-            await self._queue.join()
+            await self._done.wait()
             await end(self._task)
         await self._let_go()
 
@@ -82,26 +88,30 @@ class Recorder:
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         try:
-            self._queue.put_nowait(_Entry(interaction, kept, done, loop.time() + self._deadline))
+            if len(self._queue) >= MOST_QUEUED:
+                raise OSError(f"{MOST_QUEUED} interactions wait to be written")
+            self._queue.append(_Entry(interaction, kept, done, loop.time() + self._deadline))
+            self._came.set()
+            self._done.clear()
             await done
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncio.QueueFull) as broken:
+        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as broken:
             raise Unavailable("the answer could not be recorded durably, so it is not given; try again shortly") from broken
 
     async def _run(self) -> None:
         last = 0
         while True:
-            batch = [await self._queue.get()]
-            if last >= CROWD:
-                await asyncio.sleep(self._flush)
-            while len(batch) < self._batch and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
+            await self._came.wait()
+            await asyncio.sleep(self._flush if last >= CROWD else 0)
+            batch = [self._queue.popleft() for _ in range(min(self._batch, len(self._queue)))]
+            if not self._queue:
+                self._came.clear()
             last = len(batch)
             now = asyncio.get_running_loop().time()
             _tell([entry for entry in batch if entry.until <= now], TimeoutError("the database was too slow"))
             # a caller that gave up was told so: writing its row now would record an answer nobody got
             await self._settle([entry for entry in batch if not entry.done.done()])
-            for _ in batch:
-                self._queue.task_done()
+            if not self._queue:
+                self._done.set()
 
     async def _settle(self, batch: list[_Entry]) -> None:
         """Write a batch and tell every waiter how it went."""
@@ -166,7 +176,7 @@ def as_json(interactions: Sequence[Interaction]) -> str:
 
 
 def _entry(interaction: Interaction) -> dict[str, Any]:
-    told = {name: getattr(interaction, name) for name in LEDGER}
+    told: dict[str, Any] = dict(zip(LEDGER, LEDGER_OF(interaction), strict=True))
     told["prompt_hash"] = rf"\x{interaction.prompt_hash.hex()}"
     told["embedding"] = None if interaction.embedding is None else rf"\x{interaction.embedding.hex()}"
     told["attempts"] = [{name: getattr(attempt, name) for name in ATTEMPT_COLUMNS} for attempt in interaction.attempts]
