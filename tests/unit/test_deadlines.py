@@ -15,6 +15,18 @@ def soon(seconds: float) -> Deadline:
     return Deadline(asyncio.get_running_loop().time() + seconds)
 
 
+async def waiting(seconds: float) -> asyncio.Task[None]:
+    """A task that has begun to wait for longer than it may."""
+
+    async def wait() -> None:
+        with soon(seconds):
+            await asyncio.sleep(10)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    return task
+
+
 async def test_what_takes_too_long_is_ended_on_time() -> None:
     began = time.monotonic()
     with pytest.raises(TimeoutError), soon(0.05):
@@ -40,24 +52,14 @@ async def test_an_error_of_the_block_stays_what_it_is() -> None:
 
 
 async def test_who_is_cancelled_is_cancelled_and_not_late() -> None:
-    async def wait() -> None:
-        with soon(5):
-            await asyncio.sleep(10)
-
-    task = asyncio.create_task(wait())
-    await asyncio.sleep(0)
+    task = await waiting(5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
 
 
 async def test_cancelled_and_late_at_once_is_cancelled() -> None:
-    async def wait() -> None:
-        with soon(0.01):
-            await asyncio.sleep(10)
-
-    task = asyncio.create_task(wait())
-    await asyncio.sleep(0)
+    task = await waiting(0.01)
     asyncio.get_running_loop().call_soon(time.sleep, 0.02 + LOOK_SECONDS)  # so late that both come in one turn of the loop
     asyncio.get_running_loop().call_later(0.01, task.cancel)
     with pytest.raises(asyncio.CancelledError):
@@ -102,6 +104,34 @@ async def test_after_it_the_task_can_be_cancelled_as_ever() -> None:
     task = asyncio.current_task()
     assert task is not None
     assert task.cancelling() == 0
+
+
+async def test_what_the_block_makes_of_being_late_stays_what_it_is() -> None:
+    async def wait() -> None:
+        with soon(0.01):
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                raise ValueError("mine") from None
+
+    with pytest.raises(ValueError, match="mine"):
+        await wait()
+
+
+async def test_who_is_late_is_told_once_and_may_take_long_to_clean_up() -> None:
+    cleaned: list[bool] = []
+
+    async def wait() -> None:
+        with soon(0.01):
+            try:
+                await asyncio.sleep(10)
+            finally:
+                await asyncio.sleep(3 * LOOK_SECONDS)
+                cleaned.append(True)
+
+    with pytest.raises(TimeoutError):
+        await wait()
+    assert cleaned
 
 
 async def test_a_thousand_at_once_each_by_its_own_time() -> None:
